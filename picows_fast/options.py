@@ -1,0 +1,562 @@
+"""Every setting of a connection, once: its default, its unit, its check and its documentation.
+
+``ClientOptions`` and ``ServerOptions`` are what ``ws_connect`` and ``ws_create_server`` read their
+defaults from and check their arguments with. A value is checked when the object is made, and the
+error names the parameter. What a setting does is carried out elsewhere: this module imports
+nothing of the package, does no I/O and knows no event loop.
+
+Each field is declared by ``setting``, which keeps the check, the unit and the text in the field's
+metadata. Rules that concern two settings at once stand in ``__post_init__``.
+"""
+
+# A setting's default is immutable, so that sharing it between objects is safe.
+# ruff: noqa: RUF009
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from ssl import SSLContext, SSLSession
+from typing import Any, Final, TypeVar
+
+__all__ = [
+    "KIB",
+    "MIB",
+    "PING_PERIODICALLY",
+    "PING_WHEN_IDLE",
+    "ClientOptions",
+    "ConnectionOptions",
+    "ServerOptions",
+    "describe_options",
+    "resolve_logger",
+]
+
+T = TypeVar("T")
+Check = Callable[[str, Any], None]
+
+KIB: Final = 1024
+MIB: Final = 1024 * 1024
+
+# The values of WSAutoPingStrategy, which this module may not import.
+PING_WHEN_IDLE: Final = 1
+PING_PERIODICALLY: Final = 2
+
+# RFC 6455 5.2: the most significant bit of the 64-bit length is 0.
+_MAX_LENGTH: Final = 2**63 - 1
+
+_LOGGER_METHODS: Final = (
+    "debug",
+    "info",
+    "warning",
+    "error",
+    "exception",
+    "log",
+    "isEnabledFor",
+)
+_ROOT_LOGGER: Final = "picows_fast"
+
+# RFC 9110 5.6.2
+_TOKEN_CHARACTERS: Final = frozenset(
+    "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+
+# Checks. Each takes the parameter's name and value, and raises TypeError or ValueError.
+
+
+def _wrong_type(name: str, expected: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _wrong_type(name, "a bool", value)
+
+
+def _integer(name: str, value: Any) -> None:
+    # bool is a subclass of int, and never meant where a size is asked for.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(name, "an int", value)
+
+
+def _not_negative(name: str, value: Any) -> None:
+    _integer(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def _positive(name: str, value: Any) -> None:
+    _integer(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _length(name: str, value: Any) -> None:
+    _positive(name, value)
+    if value > _MAX_LENGTH:
+        raise ValueError(f"{name} must be less than 2**63, got {value}")
+
+
+def _seconds(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong_type(name, "a number of seconds", value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _optional(check: Check) -> Check:
+    def check_unless_none(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_unless_none
+
+
+def _instance(*types: type, expected: str) -> Check:
+    def check_type(name: str, value: Any) -> None:
+        if not isinstance(value, types):
+            raise _wrong_type(name, expected, value)
+
+    return check_type
+
+
+def _callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise _wrong_type(name, "callable", value)
+
+
+def _anything(name: str, value: Any) -> None:
+    del name, value
+
+
+def _strategy(name: str, value: Any) -> None:
+    _integer(name, value)
+    if value not in (PING_WHEN_IDLE, PING_PERIODICALLY):
+        raise ValueError(f"{name} must be a WSAutoPingStrategy, got {value}")
+
+
+def _logger(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        if not value:
+            raise ValueError(f"{name} must not be empty")
+        return
+    missing = [method for method in _LOGGER_METHODS if not hasattr(value, method)]
+    if missing:
+        raise TypeError(
+            f"{name} must be a str or a logger, got {type(value).__name__}, "
+            f"which has no {', '.join(missing)}"
+        )
+
+
+def _subprotocols(name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise _wrong_type(name, "a sequence of str", value)
+    for subprotocol in value:
+        if not isinstance(subprotocol, str):
+            raise TypeError(f"{name} must contain str, got {type(subprotocol).__name__}")
+        if not subprotocol or not _TOKEN_CHARACTERS.issuperset(subprotocol):
+            raise ValueError(f"{name} must contain tokens (RFC 6455 4.1), got {subprotocol!r}")
+    if len(set(value)) != len(value):
+        raise ValueError(f"{name} must not contain a subprotocol twice, got {list(value)}")
+
+
+def _headers(name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Mapping, Iterable)):
+        raise _wrong_type(name, "a mapping or an iterable of pairs", value)
+
+
+def _local_address(name: str, value: Any) -> None:
+    if not isinstance(value, tuple) or len(value) < 2:
+        raise _wrong_type(name, "a tuple (host, port)", value)
+    host, port = value[:2]
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"{name} must start with a str, got {type(host).__name__}")
+    _integer(f"{name}'s port", port)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{name}'s port must be in 0..65535, got {port}")
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise _wrong_type(name, "a str", value)
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+
+
+_ssl_context = _optional(_instance(SSLContext, expected="an ssl.SSLContext"))
+_socket = _optional(_instance(socket.socket, expected="a socket.socket"))
+_path = _optional(_instance(str, bytes, os.PathLike, expected="a str, bytes or os.PathLike"))
+
+
+# Declaring settings.
+
+
+def setting(default: T, check: Check, doc: str, *, unit: str = "", has_secrets: bool = False) -> T:
+    """Declare a field with its default, check, documentation and unit.
+
+    A field that ``has_secrets`` is left out of ``repr``.
+    """
+    # To a type checker a field is its default: the annotation gives the type, this the value.
+    metadata = {"check": check, "doc": doc, "unit": unit}
+    declared: T = field(default=default, repr=not has_secrets, metadata=metadata)
+    return declared
+
+
+def _other_default(name: str, default: T) -> T:
+    """Declare a field of ConnectionOptions again with another default, and nothing else new."""
+    metadata = ConnectionOptions.__dataclass_fields__[name].metadata
+    declared: T = field(default=default, metadata=metadata)
+    return declared
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionOptions:
+    """Settings that both sides have."""
+
+    disconnect_on_exception: bool = setting(
+        True,
+        _flag,
+        "Whether an exception raised by a listener's method ends the connection with close code "
+        "1011. If not, it is logged and the connection goes on.",
+    )
+    websocket_handshake_timeout: float | None = setting(
+        5,
+        _optional(_seconds),
+        "Deadline for the whole opening handshake: DNS, TCP, proxy, TLS and upgrade on the client, "
+        "TLS and upgrade on the server. None: no deadline.",
+        unit="seconds",
+    )
+    close_timeout: float = setting(
+        5.0,
+        _seconds,
+        "Deadline for ending a connection: the closing handshake, sending what waits, and the "
+        "peer's end of stream together. After it the connection is aborted. RFC 6455 7.1.1.",
+        unit="seconds",
+    )
+    logger_name: str | Any | None = setting(
+        None,
+        _optional(_logger),
+        "A name, which becomes the logger `picows_fast.<name>`, or an object with the methods of "
+        "logging.Logger. None: `picows_fast.client` or `picows_fast.server`.",
+    )
+
+    enable_auto_ping: bool = setting(
+        False,
+        _flag,
+        "Whether to find dead connections by PINGs. Not needed to answer the peer's PINGs: that "
+        "is enable_auto_pong.",
+    )
+    auto_ping_idle_timeout: float = setting(
+        10,
+        _seconds,
+        "With PING_WHEN_IDLE, the silence after which a PING is sent; with PING_PERIODICALLY, the "
+        "time between PINGs.",
+        unit="seconds",
+    )
+    auto_ping_reply_timeout: float = setting(
+        10,
+        _seconds,
+        "How long a PONG may take before the connection is ended with close code 1001. May be "
+        "longer than auto_ping_idle_timeout.",
+        unit="seconds",
+    )
+    auto_ping_strategy: int = setting(
+        PING_WHEN_IDLE,
+        _strategy,
+        "A WSAutoPingStrategy: PING_WHEN_IDLE sends a PING when nothing was received for a while, "
+        "PING_PERIODICALLY whatever is received.",
+    )
+    enable_auto_pong: bool = setting(
+        True,
+        _flag,
+        "Whether the peer's PINGs are answered. RFC 6455 5.5.2 asks for an answer, so turn this "
+        "off only where the listener gives it.",
+    )
+    enable_auto_close: bool = setting(
+        False,
+        _flag,
+        "Whether the peer's CLOSE is answered. If not, the listener answers with send_close or "
+        "disconnect, within close_timeout.",
+    )
+
+    max_frame_size: int = setting(
+        10 * MIB,
+        _length,
+        "Largest payload of an incoming frame. A larger one ends the connection with close code "
+        "1009 before it is buffered.",
+        unit="bytes",
+    )
+    validate_sequence: bool = setting(
+        True,
+        _flag,
+        "Whether the order of data frames and CONTINUATIONs (RFC 6455 5.4) and unnegotiated "
+        "reserved bits (RFC 6455 5.2) are checked. A violation ends the connection with close "
+        "code 1002. Turn this off where an extension that the library does not know is in use.",
+    )
+    read_buffer_init_size: int = setting(
+        16 * KIB,
+        _length,
+        "Size at which a receive buffer starts. It grows for larger frames up to max_frame_size "
+        "and shrinks again.",
+        unit="bytes",
+    )
+
+    write_high_watermark: int = setting(
+        64 * KIB,
+        _not_negative,
+        "Waiting outgoing bytes above which the listener's pause_writing is called.",
+        unit="bytes",
+    )
+    write_low_watermark: int = setting(
+        16 * KIB,
+        _not_negative,
+        "Waiting outgoing bytes at which resume_writing is called after pause_writing. At most "
+        "write_high_watermark.",
+        unit="bytes",
+    )
+    max_write_backlog: int | None = setting(
+        64 * MIB,
+        _optional(_length),
+        "Waiting outgoing bytes above which the connection is ended, because the peer does not "
+        "read. At least write_high_watermark. None: no limit.",
+        unit="bytes",
+    )
+
+    use_aiofastnet: bool | None = setting(
+        None, _anything, "Accepted for compatibility with picows; has no effect."
+    )
+    zero_copy_unsafe_ssl_write: bool | None = setting(
+        None, _anything, "Accepted for compatibility with picows; has no effect."
+    )
+    ssl_handshake_timeout: float | None = setting(
+        None,
+        _optional(_seconds),
+        "Deadline for the TLS handshake alone, inside websocket_handshake_timeout. None: only "
+        "the latter.",
+        unit="seconds",
+    )
+    ssl_shutdown_timeout: float | None = setting(
+        None,
+        _optional(_seconds),
+        "Accepted as a parameter of asyncio's; has no effect: close_timeout covers it.",
+        unit="seconds",
+    )
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            declared.metadata["check"](declared.name, getattr(self, declared.name))
+        if self.write_low_watermark > self.write_high_watermark:
+            raise ValueError(
+                f"write_low_watermark must not exceed write_high_watermark "
+                f"({self.write_high_watermark}), got {self.write_low_watermark}"
+            )
+        if self.max_write_backlog is not None and (
+            self.max_write_backlog < self.write_high_watermark
+        ):
+            raise ValueError(
+                f"max_write_backlog must be at least write_high_watermark "
+                f"({self.write_high_watermark}), got {self.max_write_backlog}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions(ConnectionOptions):
+    """Settings of ``ws_connect``."""
+
+    extra_headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = setting(
+        None,
+        _optional(_headers),
+        "Headers added to the opening handshake request. Host replaces the one made from the URL. "
+        "Kept as a tuple of pairs.",
+        has_secrets=True,
+    )
+    subprotocols: Sequence[str] | None = setting(
+        None, _optional(_subprotocols), "Subprotocols to offer, the preferred first. RFC 6455 1.9."
+    )
+    max_redirects: int = setting(
+        5,
+        _not_negative,
+        "How many HTTP redirects are followed. 0: none. Credentials do not follow to another host.",
+    )
+
+    ssl_context: SSLContext | None = setting(
+        None,
+        _ssl_context,
+        "TLS context for wss URLs. None: ssl.create_default_context(), which verifies the server.",
+    )
+    server_hostname: str | None = setting(
+        None,
+        _optional(_instance(str, expected="a str")),
+        "Name for SNI and certificate verification in place of the URL's host.",
+    )
+    ssl_session: SSLSession | None = setting(
+        None,
+        _optional(_instance(SSLSession, expected="an ssl.SSLSession")),
+        "TLS session of an earlier connection, made with the same context, to resume.",
+    )
+
+    proxy: str | None = setting(
+        None,
+        _optional(_text),
+        "URL of a proxy: http, https, socks4 (socks4a) or socks5 (socks5h), with credentials if it "
+        "asks for them. It resolves the target's name.",
+        has_secrets=True,
+    )
+    proxy_ssl_context: SSLContext | None = setting(
+        None,
+        _ssl_context,
+        "TLS context for an https proxy. None: ssl.create_default_context().",
+    )
+
+    socket_factory: (
+        Callable[[Any], socket.socket | Awaitable[socket.socket | None] | None] | None
+    ) = setting(
+        None,
+        _optional(_callable),
+        "Called with the parsed URL of the server, or of the proxy if there is one. Returns, or "
+        "is a coroutine function that returns, a connected or unconnected stream socket, which "
+        "then belongs to the connection, or None for the usual way of connecting.",
+    )
+    sock: socket.socket | None = setting(
+        None,
+        _socket,
+        "A connected or unconnected stream socket to use in place of a new one. It belongs to the "
+        "connection.",
+    )
+    unix_path: str | bytes | os.PathLike[str] | None = setting(
+        None, _path, "Path of a Unix socket to connect to in place of the URL's host and port."
+    )
+    local_addr: tuple[Any, ...] | None = setting(
+        None, _optional(_local_address), "Local address (host, port) to connect from."
+    )
+    family: int = setting(0, _integer, "Address family for getaddrinfo: AF_INET, AF_INET6 or 0.")
+    proto: int = setting(0, _integer, "Protocol number for getaddrinfo.")
+    flags: int = setting(0, _integer, "Flags for getaddrinfo.")
+    happy_eyeballs_delay: float | None = setting(
+        0.25,
+        _optional(_seconds),
+        "How long an address is tried before the next one is tried beside it (RFC 8305). None: "
+        "one after the other.",
+        unit="seconds",
+    )
+    interleave: int | None = setting(
+        None,
+        _optional(_not_negative),
+        "How many addresses of the first family are tried before the families alternate (RFC "
+        "8305 4). None: 1 with happy_eyeballs_delay, else addresses are not reordered.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sock is not None and self.socket_factory is not None:
+            raise ValueError("sock and socket_factory must not be used together")
+        if self.sock is not None and self.local_addr is not None:
+            raise ValueError("sock and local_addr must not be used together")
+        for other in ("proxy", "local_addr"):
+            if self.unix_path is not None and getattr(self, other) is not None:
+                raise ValueError(f"unix_path and {other} must not be used together")
+        if self.extra_headers is not None:
+            # A redirect sends them again: an iterator would be empty then.
+            object.__setattr__(self, "extra_headers", _header_pairs(self.extra_headers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(ConnectionOptions):
+    """Settings of ``ws_create_server``."""
+
+    auto_ping_idle_timeout: float = _other_default("auto_ping_idle_timeout", 20)
+    auto_ping_reply_timeout: float = _other_default("auto_ping_reply_timeout", 20)
+
+    subprotocols: Sequence[str] | None = setting(
+        None,
+        _optional(_subprotocols),
+        "Subprotocols the server speaks, the preferred first. The first that the client offers "
+        "too is chosen. RFC 6455 1.9.",
+    )
+
+    ssl: SSLContext | None = setting(None, _ssl_context, "TLS context. None: no TLS.")
+
+    sock: socket.socket | None = setting(
+        None, _socket, "A bound stream socket to listen on in place of host and port."
+    )
+    unix_path: str | bytes | os.PathLike[str] | None = setting(
+        None,
+        _path,
+        "Path of a Unix socket to listen on in place of host and port. A stale socket there is "
+        "removed; any other file is an error.",
+    )
+    family: int = setting(
+        0, _integer, "Address family to listen on: AF_INET, AF_INET6 or 0 for both."
+    )
+    flags: int = setting(int(socket.AI_PASSIVE), _integer, "Flags for getaddrinfo.")
+    backlog: int = setting(
+        100,
+        _positive,
+        "Connections that wait in the system for being accepted, and the most that are accepted "
+        "in one turn of the loop.",
+        unit="connections",
+    )
+    reuse_address: bool | None = setting(
+        None, _optional(_flag), "SO_REUSEADDR. None: on, except on Windows."
+    )
+    reuse_port: bool | None = setting(None, _optional(_flag), "SO_REUSEPORT. None: off.")
+    keep_alive: bool | None = setting(
+        None, _optional(_flag), "SO_KEEPALIVE of accepted connections. None: off."
+    )
+    start_serving: bool = setting(
+        True,
+        _flag,
+        "Whether connections are accepted at once. If not, the server's start_serving or "
+        "serve_forever begins it.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sock is not None and self.unix_path is not None:
+            raise ValueError("sock and unix_path must not be used together")
+
+
+def _header_pairs(
+    headers: Mapping[str, str] | Iterable[tuple[str, str]],
+) -> tuple[tuple[str, str], ...]:
+    # A multidict is a Mapping whose items() repeats names, as it should here.
+    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"extra_headers must contain pairs, got {type(pair).__name__}")
+        for text in pair:
+            if not isinstance(text, str):
+                raise TypeError(f"extra_headers must contain str, got {type(text).__name__}")
+    return tuple((name, value) for name, value in pairs)
+
+
+def resolve_logger(logger_name: str | Any | None, default_suffix: str) -> Any:
+    """Return the logger that a ``logger_name`` setting stands for.
+
+    A name gives ``picows_fast.<name>``, None gives ``picows_fast.<default_suffix>``, and a
+    logger-like object is returned as it is.
+    """
+    if logger_name is None:
+        return logging.getLogger(f"{_ROOT_LOGGER}.{default_suffix}")
+    if isinstance(logger_name, str):
+        return logging.getLogger(f"{_ROOT_LOGGER}.{logger_name}")
+    return logger_name
+
+
+def describe_options(options: type[ConnectionOptions]) -> str:
+    """Return the documentation of every setting of a class, one paragraph each, for a docstring."""
+    paragraphs = []
+    for declared in fields(options):
+        default = repr(declared.default) if declared.default is not MISSING else "required"
+        unit = f" {declared.metadata['unit']}" if declared.metadata["unit"] else ""
+        shown_unit = unit if declared.default is not None else (f",{unit}" if unit else "")
+        paragraphs.append(
+            f"``{declared.name}`` (default {default}{shown_unit})\n    {declared.metadata['doc']}"
+        )
+    return "\n".join(paragraphs)

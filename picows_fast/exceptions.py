@@ -1,0 +1,318 @@
+"""The errors of this package, and the table of what a peer can do wrong in a frame.
+
+Owns the exception classes and the meaning of the wire reader's negative error codes. Decides
+nothing: which error is raised when is the business of the code that raises it. Imports nothing of
+the package.
+
+    Exception
+      WSError                          everything below
+        WSHandshakeError               the opening handshake failed            RFC 6455 4
+          WSInvalidMessageError        what arrived is not the HTTP message that was expected
+          WSInvalidStatusError         the server answered with another status than 101
+          WSInvalidHeaderError         a header is missing, repeated or wrong
+            WSInvalidUpgradeError      ... and it is Upgrade or Connection
+        WSInvalidURL                   not a WebSocket URL (a ValueError, too)  RFC 6455 3
+        WSProxyError                   the proxy refused or failed
+        WSProtocolError                fail the connection with a close code    RFC 6455 7.1.7
+          WSPeerProtocolError          ... because of the frames the peer sent
+        WSConnectionClosedError        the connection ended while something was awaited
+
+All of them can be pickled and copied.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+__all__ = [
+    "VIOLATIONS",
+    "WSConnectionClosedError",
+    "WSError",
+    "WSHandshakeError",
+    "WSInvalidHeaderError",
+    "WSInvalidMessageError",
+    "WSInvalidStatusError",
+    "WSInvalidURL",
+    "WSInvalidUpgradeError",
+    "WSPeerProtocolError",
+    "WSProtocolError",
+    "WSProxyError",
+    "WSViolation",
+]
+
+# RFC 6455 5.5: a control frame carries 125 bytes; two of them are the close code.
+MAX_CLOSE_REASON_SIZE = 123
+
+_SHOWN_VALUE_LENGTH = 200
+_USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
+
+
+def _rebuild(cls: type[WSError], args: tuple[object, ...], state: dict[str, Any]) -> WSError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class WSError(Exception):
+    """Base of every error that is particular to WebSocket."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException calls the class with `args`, which is not what most constructors below take.
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+class WSHandshakeError(WSError):
+    """The opening handshake failed (RFC 6455 4).
+
+    `raw_header`: the bytes of the HTTP head as far as they were received, or None.
+    `raw_body`: the bytes behind it as they were received (chunk framing included), or None.
+    `response`: client side, the parsed WSUpgradeResponse if there is one, else None.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        raw_header: bytes | None = None,
+        raw_body: bytes | None = None,
+        response: Any = None,
+    ) -> None:
+        super().__init__(description)
+        self.raw_header = raw_header
+        self.raw_body = raw_body
+        self.response = response
+
+
+class WSInvalidMessageError(WSHandshakeError):
+    """What arrived is not a complete, well-formed HTTP/1.1 request or response."""
+
+
+class WSInvalidStatusError(WSHandshakeError):
+    """The server answered with another status than 101; `response.status` is that status."""
+
+
+class WSInvalidHeaderError(WSHandshakeError):
+    """A header of the opening handshake is missing, repeated, or has a wrong value.
+
+    `name`: the header. `value`: what it said, None if it is missing.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        name: str,
+        value: str | None = None,
+        raw_header: bytes | None = None,
+        raw_body: bytes | None = None,
+        response: Any = None,
+    ) -> None:
+        super().__init__(description, raw_header, raw_body, response)
+        self.name = name
+        self.value = value
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.args[0]} ({self.name} is missing)"
+        value = self.value
+        if len(value) > _SHOWN_VALUE_LENGTH:
+            value = value[:_SHOWN_VALUE_LENGTH] + "..."
+        return f"{self.args[0]} ({self.name}: {value!r})"
+
+
+class WSInvalidUpgradeError(WSInvalidHeaderError):
+    """The Upgrade or the Connection header does not switch to the WebSocket protocol."""
+
+
+class WSInvalidURL(WSError, ValueError):  # noqa: N818 - the name is public API
+    """Not a valid WebSocket URL (RFC 6455 3, RFC 3986).
+
+    `url` is the URL as it was given. The text of the error leaves out its user name and password.
+    """
+
+    def __init__(self, url: str, msg: str) -> None:
+        super().__init__(f"{_USER_INFO.sub('***@', url)!r} isn't a valid URL: {msg}")
+        self.url = url
+
+
+class WSProxyError(WSError):
+    """The proxy could not be reached, refused the tunnel, or did not speak its protocol."""
+
+
+class WSConnectionClosedError(WSError):
+    """An awaited operation could not finish because the connection ended.
+
+    `cause`: what ended the connection, or None if that is not known.
+    """
+
+    def __init__(self, message: str = "the connection is closed", cause: object = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class WSProtocolError(WSError):
+    """Fail the connection with this close code and reason (RFC 6455 7.1.7).
+
+    A callback of a listener may raise it to choose what the CLOSE frame says.
+
+    `code`: int or WSCloseCode that may be sent (RFC 6455 7.4): 1000-1003, 1007-1014, 3000-4999.
+    `message`: the reason; as long as wanted, `close_reason` is what fits into the frame.
+
+    Raises TypeError if `code` is not an int, ValueError if it may not be sent.
+    """
+
+    def __init__(self, code: int, message: object = "") -> None:
+        if not isinstance(code, int) or isinstance(code, bool):
+            raise TypeError(f"code must be an int, got {type(code).__name__}")
+        if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+            raise ValueError(
+                f"code must be one that may be sent (1000-1003, 1007-1014, 3000-4999), got {code}"
+            )
+        super().__init__(code, message)
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+    @property
+    def close_reason(self) -> bytes:
+        """The message as the CLOSE frame carries it.
+
+        UTF-8, cut between two characters to at most 123 bytes; a lone surrogate becomes "?".
+        """
+        reason = str(self).encode("utf-8", "replace")
+        if len(reason) <= MAX_CLOSE_REASON_SIZE:
+            return reason
+        return reason[:MAX_CLOSE_REASON_SIZE].decode("utf-8", "ignore").encode("utf-8")
+
+
+class WSViolation(IntEnum):
+    """What a peer can do wrong in its frames. The values are the error codes of wire/frame.h."""
+
+    RESERVED_OPCODE = -1
+    CONTROL_FRAGMENTED = -2
+    CONTROL_TOO_LONG = -3
+    LENGTH_NOT_MINIMAL = -4
+    LENGTH_MSB_SET = -5
+    RSV_SET = -6
+    UNMASKED = -7
+    MASKED = -8
+    FRAME_TOO_BIG = -9
+    UNEXPECTED_CONTINUATION = -10
+    EXPECTED_CONTINUATION = -11
+    CLOSE_PAYLOAD_SHORT = -12
+    CLOSE_CODE = -13
+    CLOSE_REASON_UTF8 = -14
+    TEXT_UTF8 = -15
+
+
+class Violation(NamedTuple):
+    """How one violation is answered: the close code and the text that says what was wrong."""
+
+    violation: WSViolation
+    close_code: int
+    text: str
+
+
+_PROTOCOL_ERROR = 1002
+_INVALID_TEXT = 1007
+_TOO_BIG = 1009
+
+#: error code of the wire reader -> what it means and how it is answered
+VIOLATIONS: dict[int, Violation] = {
+    violation.value: Violation(violation, close_code, text)
+    for violation, close_code, text in (
+        (
+            WSViolation.RESERVED_OPCODE,
+            _PROTOCOL_ERROR,
+            "reserved opcode (RFC 6455 5.2)",
+        ),
+        (
+            WSViolation.CONTROL_FRAGMENTED,
+            _PROTOCOL_ERROR,
+            "fragmented control frame (RFC 6455 5.5)",
+        ),
+        (
+            WSViolation.CONTROL_TOO_LONG,
+            _PROTOCOL_ERROR,
+            "control frame with more than 125 bytes (RFC 6455 5.5)",
+        ),
+        (
+            WSViolation.LENGTH_NOT_MINIMAL,
+            _PROTOCOL_ERROR,
+            "payload length not in its shortest encoding (RFC 6455 5.2)",
+        ),
+        (
+            WSViolation.LENGTH_MSB_SET,
+            _PROTOCOL_ERROR,
+            "payload length above 2^63 - 1 (RFC 6455 5.2)",
+        ),
+        (
+            WSViolation.RSV_SET,
+            _PROTOCOL_ERROR,
+            "reserved bit set without an extension that uses it (RFC 6455 5.2)",
+        ),
+        (
+            WSViolation.UNMASKED,
+            _PROTOCOL_ERROR,
+            "frame of a client is not masked (RFC 6455 5.1)",
+        ),
+        (
+            WSViolation.MASKED,
+            _PROTOCOL_ERROR,
+            "frame of a server is masked (RFC 6455 5.1)",
+        ),
+        (
+            WSViolation.FRAME_TOO_BIG,
+            _TOO_BIG,
+            "frame larger than max_frame_size (RFC 6455 10.4)",
+        ),
+        (
+            WSViolation.UNEXPECTED_CONTINUATION,
+            _PROTOCOL_ERROR,
+            "continuation frame without a message to continue (RFC 6455 5.4)",
+        ),
+        (
+            WSViolation.EXPECTED_CONTINUATION,
+            _PROTOCOL_ERROR,
+            "new message before the last one was finished (RFC 6455 5.4)",
+        ),
+        (
+            WSViolation.CLOSE_PAYLOAD_SHORT,
+            _PROTOCOL_ERROR,
+            "CLOSE frame with a payload of one byte (RFC 6455 5.5.1)",
+        ),
+        (
+            WSViolation.CLOSE_CODE,
+            _PROTOCOL_ERROR,
+            "close code that may not be sent (RFC 6455 7.4)",
+        ),
+        (
+            WSViolation.CLOSE_REASON_UTF8,
+            _INVALID_TEXT,
+            "close reason is not UTF-8 (RFC 6455 5.5.1)",
+        ),
+        (
+            WSViolation.TEXT_UTF8,
+            _INVALID_TEXT,
+            "text message is not UTF-8 (RFC 6455 8.1)",
+        ),
+    )
+}
+
+
+class WSPeerProtocolError(WSProtocolError):
+    """The peer's frames break RFC 6455 or a limit; the connection fails with `code`.
+
+    `violation`: the WSViolation, or its error code. `detail`: what was seen, added to the text.
+
+    Raises ValueError if `violation` is not one.
+    """
+
+    def __init__(self, violation: WSViolation | int, detail: str = "") -> None:
+        try:
+            entry = VIOLATIONS[violation]
+        except KeyError:
+            raise ValueError(f"violation must be a WSViolation, got {violation!r}") from None
+        super().__init__(entry.close_code, f"{entry.text}: {detail}" if detail else entry.text)
+        self.violation = entry.violation

@@ -1,0 +1,525 @@
+"""From a URL to a connected socket: name resolution, TCP or Unix connect, proxy tunnel.
+
+Owns everything that happens before TLS to the target. Owns neither that TLS nor the opening
+handshake, sets no deadline by itself (``deadline`` is offered for the caller's use), and follows
+no redirect.
+
+``open_connection`` opens the first hop (the target, or its proxy), then asks the proxy, if there
+is one, for a tunnel. The first hop is always opened here, so that Happy Eyeballs, ``local_addr``
+and ``socket_factory`` mean the same with and without a proxy; python-socks only speaks the proxy's
+protocol over it. Whatever ends a call early, cancellation included, closes what it had opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any, Final, cast
+
+import aiohappyeyeballs
+
+from .exceptions import WSInvalidURL, WSProxyError
+from .url import WSParsedURL, parse_url
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout_at
+else:
+    from async_timeout import timeout_at  # type: ignore[import-not-found, unused-ignore]
+
+__all__ = ["SocketFactory", "deadline", "open_connection", "parse_proxy_url"]
+
+AddrInfo = tuple[Any, ...]
+
+# scheme: (python-socks' ProxyType, default port)
+_PROXY_SCHEMES: Final = {
+    "http": ("HTTP", 80),
+    "https": ("HTTP", 443),
+    "socks4": ("SOCKS4", 1080),
+    "socks4a": ("SOCKS4", 1080),
+    "socks5": ("SOCKS5", 1080),
+    "socks5h": ("SOCKS5", 1080),
+}
+_EXPLICIT_PORT: Final = re.compile(r":[0-9]+$")
+_END_OF_HEAD: Final = b"\r\n\r\n"
+_MAX_PROXY_HEAD: Final = 16 * 1024  # bytes
+
+# python-socks ends every tunnel after 60 s unless it is told a time; deadlines are the caller's.
+_ONE_YEAR: Final = 365 * 86400.0
+
+
+SocketFactory = Callable[[WSParsedURL], "socket.socket | Awaitable[socket.socket | None] | None"]
+
+
+def deadline(
+    loop: asyncio.AbstractEventLoop, seconds: float | None
+) -> AbstractAsyncContextManager[Any]:
+    """Return a context manager that cancels its body after ``seconds``; None: never.
+
+    The body's end is then seen as ``asyncio.TimeoutError``, which is ``TimeoutError`` from
+    Python 3.11 on.
+    """
+    timeout: AbstractAsyncContextManager[Any] = timeout_at(
+        None if seconds is None else loop.time() + seconds
+    )
+    return timeout
+
+
+def parse_proxy_url(proxy: str) -> WSParsedURL:
+    """Parse the URL of a proxy.
+
+    The schemes are http, https, socks4, socks4a, socks5 and socks5h; the port may be left out (80,
+    443, 1080); user name and password are percent-decoded. Raises WSInvalidURL, a ValueError, for
+    anything else.
+    """
+    scheme, separator, rest = proxy.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _PROXY_SCHEMES:
+        raise WSInvalidURL(proxy, f"the scheme of a proxy is one of {', '.join(_PROXY_SCHEMES)}")
+    try:
+        parsed = parse_url(f"ws://{rest}")
+    except WSInvalidURL as exc:
+        raise WSInvalidURL(proxy, "host, port or credentials are malformed") from exc
+    if parsed.path not in ("", "/") or parsed.query:
+        raise WSInvalidURL(proxy, "nothing may follow host and port of a proxy")
+    if parsed.port == 0:
+        raise WSInvalidURL(proxy, "port 0")
+    has_port = _EXPLICIT_PORT.search(parsed.netloc) is not None
+    return replace(
+        parsed,
+        url=proxy,
+        scheme=scheme,
+        is_secure=scheme == "https",
+        port=parsed.port if has_port else _PROXY_SCHEMES[scheme][1],
+    )
+
+
+async def open_connection(
+    url: WSParsedURL,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    proxy: str | None = None,
+    proxy_ssl_context: ssl.SSLContext | None = None,
+    socket_factory: SocketFactory | None = None,
+    sock: socket.socket | None = None,
+    local_addr: tuple[Any, ...] | None = None,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    happy_eyeballs_delay: float | None = 0.25,
+    interleave: int | None = None,
+    unix_path: str | bytes | os.PathLike[str] | None = None,
+) -> socket.socket | asyncio.Transport:
+    """Open a byte stream to the URL's host and port, directly or through a proxy.
+
+    Returns a connected, non-blocking stream socket, with TCP_NODELAY if it is TCP. Through an
+    https proxy it returns the transport of the TLS connection to that proxy instead: reading is
+    paused, nothing is buffered, and it waits for the caller's ``set_protocol``.
+
+    ``sock``, or what ``socket_factory`` returns, stands for the first hop: the target, or the
+    proxy if there is one. It may be connected or not, and is closed if the call fails. ``family``,
+    ``proto``, ``flags``, ``local_addr``, ``happy_eyeballs_delay`` (seconds) and ``interleave``
+    concern the first hop too; behind a proxy, the target's name is the proxy's to resolve.
+
+    Raises ValueError or TypeError for unusable arguments, ImportError if a proxy is asked for and
+    python-socks is not installed, OSError naming the host if the network fails, ``ssl.SSLError``
+    if TLS to an https proxy fails, and WSProxyError if the proxy refuses.
+    """
+    proxy_url = None if proxy is None else parse_proxy_url(proxy)
+    if proxy_url is not None:
+        if unix_path is not None:
+            raise ValueError("unix_path and proxy must not be used together")
+        _import_python_socks()
+    first_hop = url if proxy_url is None else proxy_url
+
+    if sock is None and socket_factory is not None:
+        sock = await _make_socket(socket_factory, first_hop)
+    if sock is not None:
+        source = "socket_factory" if socket_factory is not None else "sock"
+        await _prepare_given_socket(loop, sock, source, first_hop, proto, flags, unix_path)
+    elif unix_path is not None:
+        sock = await _connect_unix(loop, unix_path)
+    else:
+        sock = await _connect_tcp(
+            loop,
+            first_hop.host,
+            first_hop.port,
+            local_addr=local_addr,
+            family=family,
+            proto=proto,
+            flags=flags,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interleave=interleave,
+        )
+    try:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if proxy_url is None:
+            return sock
+        if not proxy_url.is_secure:
+            await _open_tunnel(_SocketStream(loop, sock, proxy_url), proxy_url, url)
+            return sock
+    except BaseException:
+        sock.close()
+        raise
+    return await _open_tls_tunnel(loop, sock, proxy_url, proxy_ssl_context, url)
+
+
+# The first hop.
+
+
+async def _make_socket(
+    socket_factory: SocketFactory, first_hop: WSParsedURL
+) -> socket.socket | None:
+    made = socket_factory(first_hop)
+    if inspect.isawaitable(made):
+        made = await made
+    if made is not None and not isinstance(made, socket.socket):
+        raise TypeError(
+            f"socket_factory must return a socket.socket or None, got {type(made).__name__}"
+        )
+    return made
+
+
+async def _prepare_given_socket(
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    source: str,
+    first_hop: WSParsedURL,
+    proto: int,
+    flags: int,
+    unix_path: str | bytes | os.PathLike[str] | None,
+) -> None:
+    """Make the socket non-blocking and connected; close it on failure."""
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"{source} must give a stream socket, got {sock.type!r}")
+        sock.setblocking(False)
+        if _is_connected(sock):
+            return
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            infos = await _resolve(
+                loop,
+                first_hop.host,
+                first_hop.port,
+                family=sock.family,
+                proto=proto or sock.proto,
+                flags=flags,
+            )
+            # One socket, one attempt: after a failed connect its state is unspecified (POSIX).
+            address, place = infos[0][4], _authority(first_hop.host, first_hop.port)
+        elif unix_path is None:
+            raise ValueError(
+                f"{source} gave an unconnected socket that is not TCP: connect it, or give "
+                f"unix_path for a Unix socket"
+            )
+        else:
+            address, place = os.fspath(unix_path), repr(os.fspath(unix_path))
+        try:
+            await loop.sock_connect(sock, address)
+        except OSError as exc:
+            raise _naming(place, exc) from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+async def _connect_unix(
+    loop: asyncio.AbstractEventLoop, unix_path: str | bytes | os.PathLike[str]
+) -> socket.socket:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError("unix_path is not supported on this platform")
+    path = os.fspath(unix_path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, path)
+    except OSError as exc:
+        sock.close()
+        raise _naming(repr(path), exc) from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect_tcp(
+    loop: asyncio.AbstractEventLoop,
+    host: str,
+    port: int,
+    *,
+    local_addr: tuple[Any, ...] | None,
+    family: int,
+    proto: int,
+    flags: int,
+    happy_eyeballs_delay: float | None,
+    interleave: int | None,
+) -> socket.socket:
+    infos = await _resolve(loop, host, port, family=family, proto=proto, flags=flags)
+    local_infos = None
+    if local_addr is not None:
+        local_infos = await _resolve(loop, *local_addr[:2], family=family, proto=proto, flags=flags)
+    try:
+        return await aiohappyeyeballs.start_connection(
+            cast("Any", infos),
+            local_addr_infos=cast("Any", local_infos),
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interleave=interleave,
+            loop=loop,
+        )
+    except (OSError, RuntimeError) as exc:
+        # uvloop reports some failures as RuntimeError.
+        raise _naming(_authority(host, port), exc) from exc
+
+
+async def _resolve(
+    loop: asyncio.AbstractEventLoop,
+    host: str | None,
+    port: int,
+    *,
+    family: int,
+    proto: int,
+    flags: int,
+) -> list[AddrInfo]:
+    try:
+        # An address needs no resolver, and so none of the loop's threads.
+        return list(
+            socket.getaddrinfo(
+                host, port, family, socket.SOCK_STREAM, proto, flags | socket.AI_NUMERICHOST
+            )
+        )
+    except (socket.gaierror, UnicodeError):
+        pass
+    try:
+        infos = await loop.getaddrinfo(
+            host, port, family=family, type=socket.SOCK_STREAM, proto=proto, flags=flags
+        )
+    except socket.gaierror as exc:
+        raise socket.gaierror(exc.errno, f"cannot resolve {host!r}: {exc.strerror}") from exc
+    except UnicodeError as exc:
+        raise socket.gaierror(socket.EAI_NONAME, f"cannot resolve {host!r}: {exc}") from exc
+    if not infos:
+        raise socket.gaierror(socket.EAI_NONAME, f"cannot resolve {host!r}: no address")
+    return list(infos)
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _label(proxy_url: WSParsedURL) -> str:
+    return f"proxy {proxy_url.scheme}://{_authority(proxy_url.host, proxy_url.port)}"
+
+
+def _naming(place: str, exc: BaseException) -> OSError:
+    """Return an error like ``exc`` whose text says where the connection was to go."""
+    number = getattr(exc, "errno", None)
+    text = f"cannot connect to {place}: {getattr(exc, 'strerror', None) or exc}"
+    # With an errno, OSError makes itself the fitting subclass.
+    return OSError(text) if number is None else OSError(number, text)
+
+
+# The tunnel.
+
+
+def _import_python_socks() -> tuple[Any, Any, Any]:
+    """Return (Proxy, ProxyError, ProxyType)."""
+    try:
+        from python_socks import ProxyError, ProxyType
+        from python_socks.async_.asyncio.v2 import Proxy
+    except ImportError as exc:
+        raise ImportError(
+            "proxies need the package python-socks: pip install picows_fast[proxy]"
+        ) from exc
+    return Proxy, ProxyError, ProxyType
+
+
+class _OpenedHop:
+    """Stands for the proxy before the proxy, over which python-socks is to open its tunnel."""
+
+    def __init__(self, stream: _SocketStream | _TransportStream) -> None:
+        self._stream = stream
+
+    async def connect(self, dest_host: str, dest_port: int, **options: Any) -> Any:
+        del dest_host, dest_port, options
+        return self._stream
+
+
+async def _open_tunnel(
+    stream: _SocketStream | _TransportStream, proxy_url: WSParsedURL, url: WSParsedURL
+) -> None:
+    proxy_class, proxy_error, proxy_type = _import_python_socks()
+    type_name = _PROXY_SCHEMES[proxy_url.scheme][0]
+    target = _authority(url.host, url.port)
+    if type_name == "SOCKS4" and ":" in url.host:
+        raise WSProxyError(f"{_label(proxy_url)} cannot reach {target}: SOCKS4 has no IPv6")
+    # Only HTTP writes host and port into one text.
+    dest_host = f"[{url.host}]" if type_name == "HTTP" and ":" in url.host else url.host
+    username = proxy_url.username
+    proxy = proxy_class(
+        proxy_type[type_name],
+        proxy_url.host,
+        proxy_url.port,
+        username=username,
+        password=None if username is None else proxy_url.password or "",
+        rdns=True,
+        forward=_OpenedHop(stream),
+    )
+    try:
+        await proxy.connect(dest_host, url.port, timeout=_ONE_YEAR)
+    except proxy_error as exc:
+        raise WSProxyError(f"{_label(proxy_url)} refused to connect to {target}: {exc}") from exc
+    except ValueError as exc:
+        # Credentials that do not fit; the error's own context would show them.
+        reason = f"{_label(proxy_url)} cannot be asked for {target}: {exc}"
+        raise ValueError(reason) from None
+    except OSError as exc:
+        raise _naming(f"{target} by {_label(proxy_url)}", exc) from exc
+
+
+async def _open_tls_tunnel(
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    proxy_url: WSParsedURL,
+    proxy_ssl_context: ssl.SSLContext | None,
+    url: WSParsedURL,
+) -> asyncio.Transport:
+    try:
+        transport, protocol = await loop.create_connection(
+            lambda: _HeadReader(loop, proxy_url),
+            sock=sock,
+            ssl=proxy_ssl_context or ssl.create_default_context(),
+            server_hostname=proxy_url.host,
+        )
+    except ssl.SSLError:
+        raise
+    except OSError as exc:
+        raise _naming(_label(proxy_url), exc) from exc
+    stream = _TransportStream(transport, protocol)
+    try:
+        await _open_tunnel(stream, proxy_url, url)
+    except BaseException:
+        await stream.close()
+        raise
+    return transport
+
+
+class _SocketStream:
+    """What python-socks reads from and writes to: a plain connection to a proxy."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, proxy_url: WSParsedURL
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._proxy_url = proxy_url
+
+    async def write(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self._sock, data)
+
+    async def read(self, max_bytes: int = _MAX_PROXY_HEAD) -> bytes:
+        """Return the whole head of an HTTP response, and nothing of what follows it."""
+        # What follows belongs to the target, so it has to stay in the system: hence single bytes.
+        head = b""
+        while not head.endswith(_END_OF_HEAD):
+            if len(head) == max_bytes:
+                raise _head_too_long(self._proxy_url)
+            head += await self.read_exactly(1)
+        return head
+
+    async def read_exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            received = await self._loop.sock_recv(self._sock, n - len(data))
+            if not received:
+                raise _closed_early(self._proxy_url)
+            data += received
+        return data
+
+    async def close(self) -> None:
+        self._sock.close()
+
+
+class _TransportStream:
+    """What python-socks reads from and writes to: a TLS connection to a proxy."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: _HeadReader) -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    async def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    async def read(self) -> bytes:
+        return await self._protocol.head
+
+    async def close(self) -> None:
+        self._transport.abort()
+        await self._protocol.lost.wait()
+
+
+class _HeadReader(asyncio.Protocol):
+    """Reads the head of one HTTP response, then pauses the transport."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, proxy_url: WSParsedURL) -> None:
+        self.head: asyncio.Future[bytes] = loop.create_future()
+        self.lost = asyncio.Event()
+        self._proxy_url = proxy_url
+        self._received = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.head.done():
+            return
+        self._received += data
+        end = self._received.find(_END_OF_HEAD)
+        if end < 0:
+            if len(self._received) > _MAX_PROXY_HEAD:
+                self._fail(_head_too_long(self._proxy_url))
+            return
+        if self._transport is not None:
+            self._transport.pause_reading()
+        if end + len(_END_OF_HEAD) == len(self._received):
+            self.head.set_result(self._received)
+        else:
+            # In TLS and in WebSocket the client speaks first, so this is not the target.
+            self._fail(WSProxyError(f"{_label(self._proxy_url)} sent data behind its response"))
+
+    def eof_received(self) -> None:
+        self._fail(_closed_early(self._proxy_url))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(exc or _closed_early(self._proxy_url))
+        self.lost.set()
+
+    def _fail(self, exc: Exception) -> None:
+        if not self.head.done():
+            self.head.set_exception(exc)
+            # If nobody comes to read the head any more, that is no error of its own.
+            self.head.exception()
+
+
+def _closed_early(proxy_url: WSParsedURL) -> WSProxyError:
+    return WSProxyError(f"{_label(proxy_url)} closed the connection before the tunnel was open")
+
+
+def _head_too_long(proxy_url: WSParsedURL) -> WSProxyError:
+    return WSProxyError(f"{_label(proxy_url)} sent a response head over {_MAX_PROXY_HEAD} bytes")

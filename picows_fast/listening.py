@@ -1,0 +1,478 @@
+"""From host and port to accepted sockets, and the server object that users hold.
+
+Owns the listening sockets: binding them, accepting from them, closing them. What happens on an
+accepted socket belongs to the callback it is given to; ``Server`` only knows the connections that
+were attached to it, to wait for them and to end them.
+
+Needs a loop with ``add_reader``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+__all__ = ["Acceptor", "Connection", "Server", "open_listening_sockets"]
+
+_logger = logging.getLogger("picows_fast.server")
+
+OnSocket = Callable[[socket.socket, Any], None]
+
+# Errors of one connection that died in the queue, not of the listening socket: accept(2).
+_LOST_CONNECTION: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED",
+        "ECONNRESET",
+        "EPROTO",
+        "EPERM",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENOPROTOOPT",
+        "ENONET",
+    )
+    if hasattr(errno, name)
+)
+_PAUSE_AFTER_ERROR: Final = 1.0  # seconds
+
+
+class Connection(Protocol):
+    """What ``Server`` asks of an attached connection."""
+
+    def disconnect(self, graceful: bool = True) -> None:
+        """End the connection, with a closing handshake if ``graceful``."""
+
+
+async def open_listening_sockets(
+    loop: asyncio.AbstractEventLoop,
+    host: str | Sequence[str] | None = None,
+    port: int | None = None,
+    *,
+    family: int = 0,
+    flags: int = socket.AI_PASSIVE,
+    sock: socket.socket | None = None,
+    backlog: int = 100,
+    reuse_address: bool | None = None,
+    reuse_port: bool | None = None,
+    unix_path: str | bytes | os.PathLike[str] | None = None,
+    listen: bool = True,
+) -> list[socket.socket]:
+    """Bind every address that host and port stand for, then listen on all of them.
+
+    Exactly one of host/port, ``sock`` and ``unix_path`` says where. A ``host`` of None or "" means
+    all interfaces, a sequence several hosts; port 0 or None takes a free port for each address.
+    ``reuse_address`` None means on, except on Windows. A Unix socket that nobody listens on any
+    more is replaced; any other file at ``unix_path`` is left alone. Without ``listen`` the sockets
+    are only bound.
+
+    The sockets are non-blocking. If the call fails, those it made are closed. Raises OSError
+    naming the address, and ValueError for arguments that do not go together.
+    """
+    ways = [host is not None or port is not None, sock is not None, unix_path is not None]
+    if sum(ways) != 1:
+        raise ValueError("exactly one of host/port, sock and unix_path must be given")
+    if sock is not None:
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"sock must be a stream socket, got {sock.type!r}")
+        sockets = [sock]
+    elif unix_path is not None:
+        sockets = [_bind_unix(os.fspath(unix_path))]
+    else:
+        infos = await _resolve_all(loop, host, port, family, flags)
+        sockets = _bind_all(infos, reuse_address, bool(reuse_port))
+    try:
+        for bound in sockets:
+            bound.setblocking(False)
+            if listen:
+                bound.listen(backlog)
+    except OSError as exc:
+        address = bound.getsockname()
+        for opened in sockets:
+            if opened is not sock:
+                opened.close()
+        raise _naming("listen on", address, exc) from exc
+    return sockets
+
+
+async def _resolve_all(
+    loop: asyncio.AbstractEventLoop,
+    host: str | Sequence[str] | None,
+    port: int | None,
+    family: int,
+    flags: int,
+) -> list[tuple[Any, ...]]:
+    hosts: Sequence[str | None]
+    if host is None or host == "":
+        hosts = [None]
+    elif isinstance(host, str):
+        hosts = [host]
+    else:
+        hosts = host
+    infos: dict[tuple[Any, ...], None] = {}
+    for name in hosts:
+        try:
+            found = await loop.getaddrinfo(
+                name, port or 0, family=family, type=socket.SOCK_STREAM, flags=flags
+            )
+        except socket.gaierror as exc:
+            raise socket.gaierror(exc.errno, f"cannot resolve {name!r}: {exc.strerror}") from exc
+        if not found:
+            raise OSError(f"cannot resolve {name!r}: no address")
+        # A dict keeps the order; two names may stand for one address.
+        infos.update(dict.fromkeys(found))
+    if not infos:
+        raise ValueError("host must not be an empty sequence")
+    return list(infos)
+
+
+def _bind_all(
+    infos: list[tuple[Any, ...]], reuse_address: bool | None, reuse_port: bool
+) -> list[socket.socket]:
+    if reuse_address is None:
+        # On Windows the option lets another process take the address over.
+        reuse_address = os.name == "posix" and sys.platform != "cygwin"
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise ValueError("reuse_port is not supported on this platform")
+    sockets: list[socket.socket] = []
+    unavailable: OSError | None = None
+    try:
+        for family, kind, proto, _, address in infos:
+            try:
+                sock = socket.socket(family, kind, proto)
+            except OSError as exc:
+                # getaddrinfo may name a family that this system has turned off.
+                unavailable = _naming("open a socket for", address, exc)
+                continue
+            sockets.append(sock)
+            if reuse_address:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6 and hasattr(socket, "IPPROTO_IPV6"):
+                # Else the IPv6 socket takes the IPv4 port too, and binding that fails.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind(address)
+            except OSError as exc:
+                error = _naming("bind", address, exc)
+                if exc.errno != errno.EADDRNOTAVAIL:
+                    raise error from exc
+                # Such as ::1 in a container without IPv6, when host is "localhost".
+                sockets.remove(sock)
+                sock.close()
+                unavailable = error
+        if not sockets and unavailable is not None:
+            raise unavailable
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bind_unix(path: str | bytes) -> socket.socket:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError("unix_path is not supported on this platform")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        _remove_stale_socket(path)
+        sock.bind(path)
+    except OSError as exc:
+        sock.close()
+        raise _naming("bind", path, exc) from exc
+    return sock
+
+
+def _remove_stale_socket(path: str | bytes) -> None:
+    if path[:1] in ("\0", b"\0"):  # an abstract address is no file
+        return
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.remove(path)
+        except OSError:
+            # Somebody listens (a full queue gives EAGAIN) or it is not ours: bind will tell.
+            pass
+
+
+def _naming(action: str, address: object, exc: OSError) -> OSError:
+    text = f"cannot {action} {address!r}: {exc.strerror or exc}"
+    return OSError(exc.errno, text) if exc.errno is not None else OSError(text)
+
+
+class Acceptor:
+    """Accepts connections and hands each to a callback.
+
+    ``on_socket(sock, peer_address)`` gets a non-blocking socket, with TCP_NODELAY if it is TCP, and
+    owns it; if it raises, the socket is closed and the error logged. At most ``backlog``
+    connections are accepted in one turn of the loop, for each listening socket.
+
+    When the process or the system is out of descriptors or memory, or accepting fails in a way that
+    is not explained by a lost connection, this is logged once and accepting pauses for a second:
+    the listening socket stays readable, and the loop would spin.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: Sequence[socket.socket],
+        on_socket: OnSocket,
+        *,
+        backlog: int = 100,
+        keep_alive: bool = False,
+        logger: Any = None,
+    ) -> None:
+        self._loop = loop
+        self._sockets = tuple(sockets)
+        self._on_socket = on_socket
+        self._backlog = backlog
+        self._keep_alive = keep_alive
+        self._logger = _logger if logger is None else logger
+        self._is_started = False
+        self._is_closed = False
+        self._is_failing = False
+        self._resume_handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to accept. Does nothing if it has begun; RuntimeError after ``close``."""
+        if self._is_closed:
+            raise RuntimeError("the acceptor is closed")
+        if not self._is_started:
+            self._is_started = True
+            self._watch()
+
+    def close(self) -> None:
+        """Stop for good and close the listening sockets. May be called again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._resume_handle is not None:
+            self._resume_handle.cancel()
+            self._resume_handle = None
+        elif self._is_started:
+            self._unwatch()
+        for sock in self._sockets:
+            sock.close()
+
+    def _watch(self) -> None:
+        for sock in self._sockets:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def _unwatch(self) -> None:
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(self._backlog):
+            # The callback may have closed this object, an error may have paused it.
+            if self._is_closed or self._resume_handle is not None:
+                return
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                if exc.errno in _LOST_CONNECTION:
+                    continue
+                self._pause(exc)
+                return
+            self._is_failing = False
+            self._deliver(sock, address)
+
+    def _deliver(self, sock: socket.socket, address: Any) -> None:
+        try:
+            sock.setblocking(False)
+            # The peer may be gone already, which some systems report here.
+            with contextlib.suppress(OSError):
+                if sock.family in (socket.AF_INET, socket.AF_INET6):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._keep_alive:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._on_socket(sock, address)
+        except Exception:
+            sock.close()
+            self._logger.exception("could not set up the connection from %r", address)
+
+    def _pause(self, exc: OSError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            self._logger.error(
+                "cannot accept connections: %s; trying again every %g s", exc, _PAUSE_AFTER_ERROR
+            )
+        self._unwatch()
+        self._resume_handle = self._loop.call_later(_PAUSE_AFTER_ERROR, self._resume)
+
+    def _resume(self) -> None:
+        self._resume_handle = None
+        self._watch()
+
+
+class Server:
+    """What ``ws_create_server`` returns; has the interface of ``asyncio.Server``.
+
+    ``close`` stops listening and leaves the open connections alone, as with asyncio;
+    ``wait_closed`` returns when these have ended too, as with asyncio from Python 3.12 on.
+    Leaving ``async with``, and cancelling ``serve_forever``, do more than asyncio: they also close
+    the open connections, since waiting for clients to leave by themselves may take forever.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: Sequence[socket.socket],
+        on_socket: OnSocket,
+        *,
+        backlog: int = 100,
+        keep_alive: bool = False,
+        unix_path: str | bytes | os.PathLike[str] | None = None,
+        logger: Any = None,
+    ) -> None:
+        self._loop = loop
+        self._sockets = tuple(sockets)
+        self._backlog = backlog
+        self._acceptor = Acceptor(
+            loop, sockets, on_socket, backlog=backlog, keep_alive=keep_alive, logger=logger
+        )
+        self._unix_path = None if unix_path is None else os.fspath(unix_path)
+        self._unix_inode = _inode(self._unix_path)
+        self._connections: set[Connection] = set()
+        self._is_serving = False
+        self._is_closed = False
+        self._all_ended = asyncio.Event()
+        self._forever: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} sockets={self.sockets!r}>"
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; empty after ``close``."""
+        return () if self._is_closed else self._sockets
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that the server belongs to."""
+        return self._loop
+
+    def is_serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._is_serving
+
+    def attach(self, connection: Connection) -> None:
+        """Count a connection as open. ``wait_closed`` waits until it is detached."""
+        self._connections.add(connection)
+
+    def detach(self, connection: Connection) -> None:
+        """Count a connection as ended. Does nothing if it is not attached."""
+        self._connections.discard(connection)
+        self._note_end()
+
+    async def start_serving(self) -> None:
+        """Begin to accept connections. Does nothing if it has begun.
+
+        Raises RuntimeError after ``close``, OSError if a socket cannot listen.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"server {self!r} is closed")
+        if not self._is_serving:
+            for sock in self._sockets:
+                sock.listen(self._backlog)
+            self._acceptor.start()
+            self._is_serving = True
+
+    async def serve_forever(self) -> None:
+        """Accept connections until the server is closed or the call is cancelled.
+
+        Either way it ends with CancelledError. If the call is cancelled, the server and its
+        connections are closed and waited for first. Raises RuntimeError after ``close``, or if
+        another task is in this call.
+        """
+        if self._forever is not None:
+            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
+        await self.start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        except asyncio.CancelledError:
+            if not self._is_closed:
+                await self._close_everything()
+            raise
+        finally:
+            self._forever = None
+
+    def close(self) -> None:
+        """Stop listening. Open connections are left alone. May be called again."""
+        if self._is_closed:
+            return
+        # Before the socket is gone: afterwards the path may be another server's.
+        if self._unix_path is not None and _inode(self._unix_path) == self._unix_inode is not None:
+            with contextlib.suppress(OSError):
+                os.remove(self._unix_path)
+        self._is_closed = True
+        self._is_serving = False
+        self._acceptor.close()
+        if self._forever is not None:
+            self._forever.cancel()
+        self._note_end()
+
+    def close_clients(self) -> None:
+        """Disconnect every open connection, with a closing handshake."""
+        for connection in tuple(self._connections):
+            connection.disconnect(graceful=True)
+
+    def abort_clients(self) -> None:
+        """Disconnect every open connection at once."""
+        for connection in tuple(self._connections):
+            connection.disconnect(graceful=False)
+
+    async def wait_closed(self) -> None:
+        """Wait until ``close`` was called and every connection has ended."""
+        await self._all_ended.wait()
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close_everything()
+
+    async def _close_everything(self) -> None:
+        self.close()
+        self.close_clients()
+        await self.wait_closed()
+
+    def _note_end(self) -> None:
+        if self._is_closed and not self._connections:
+            self._all_ended.set()
+
+
+def _inode(path: str | bytes | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: an abstract address is no path
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,255 @@
+"""The client side that `connect` and `record` share: options, connecting, whole messages.
+
+The library hands over frames; a person and a recording want messages, so the frames of a
+fragmented message are joined here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from picows_fast import (
+    WSCloseCode,
+    WSError,
+    WSFrame,
+    WSInvalidURL,
+    WSListener,
+    WSMsgType,
+    WSProtocolError,
+    WSTransport,
+    ws_connect,
+)
+
+from .runtime import CommandError
+
+# Bytes. Above what any market data feed sends, below what would hurt this machine.
+MAX_MESSAGE_SIZE = 64 * 1024 * 1024
+# Seconds that the peer gets to answer our CLOSE: a person waits for the prompt.
+CLOSE_TIMEOUT = 2.0
+
+_CLEAN_CODES = (WSCloseCode.NO_INFO, WSCloseCode.OK, WSCloseCode.GOING_AWAY)
+
+
+class MessageListener(WSListener):
+    """Joins frames to messages, answers CLOSE, follows the backpressure.
+
+    Subclasses override `on_text` and `on_binary`. An OSError that these raise is a fault of this
+    side's output, not of the connection: it is kept in `fault`, and the connection closed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Set while the connection takes more to send, and once it has ended.
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.fault: OSError | None = None
+        self._parts: list[bytes] = []
+        self._parts_size = 0
+        self._parts_type = WSMsgType.TEXT
+
+    def on_text(self, text: str) -> None:
+        """A whole TEXT message has come."""
+
+    def on_binary(self, payload: bytes) -> None:
+        """A whole BINARY message has come."""
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        msg_type = frame.msg_type
+        if msg_type == WSMsgType.TEXT or msg_type == WSMsgType.BINARY:
+            if frame.fin:
+                self._on_message(transport, msg_type, frame.get_payload_as_bytes())
+                return
+            self._parts_type = msg_type
+            self._add_part(frame)
+        elif msg_type == WSMsgType.CONTINUATION:
+            self._add_part(frame)
+            if frame.fin:
+                payload = b"".join(self._parts)
+                self._parts.clear()
+                self._parts_size = 0
+                self._on_message(transport, self._parts_type, payload)
+        elif msg_type == WSMsgType.CLOSE:
+            answer_close(transport, frame)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self.writable.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def _add_part(self, frame: WSFrame) -> None:
+        self._parts_size += frame.payload_size
+        if self._parts_size > MAX_MESSAGE_SIZE:
+            raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, "message too big")
+        self._parts.append(frame.get_payload_as_bytes())
+
+    def _on_message(self, transport: WSTransport, msg_type: WSMsgType, payload: bytes) -> None:
+        if self.fault is not None:
+            return
+        try:
+            if msg_type == WSMsgType.BINARY:
+                self.on_binary(payload)
+            else:
+                self.on_text(payload.decode())
+        except UnicodeDecodeError:
+            raise WSProtocolError(
+                WSCloseCode.INVALID_TEXT, "a TEXT message is not valid UTF-8"
+            ) from None
+        except OSError as error:
+            self.fault = error
+            transport.send_close(WSCloseCode.GOING_AWAY)
+            transport.disconnect()
+
+
+def answer_close(transport: WSTransport, frame: WSFrame) -> None:
+    """Complete the closing handshake that the peer began, or that it has answered."""
+    transport.send_close(frame.get_close_code() or WSCloseCode.NO_INFO)
+    transport.disconnect()
+
+
+def describe_end(transport: WSTransport) -> tuple[str, bool]:
+    """How the peer ended the connection, in words, and whether that was a clean end."""
+    handshake = transport.close_handshake
+    received = handshake.recv if handshake is not None else None
+    if received is None:
+        return "connection lost without a CLOSE frame", False
+    code = int(received.code)
+    text = f"closed by the peer, code {code}" if code else "closed by the peer, without a code"
+    if received.reason:
+        text += f" ({printable(received.reason)})"
+    return text, code in _CLEAN_CODES
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out: a peer does not get to drive the terminal."""
+    return "".join(
+        char if char.isprintable() or char in "\t\n" else ascii(char)[1:-1] for char in text
+    )
+
+
+def positive_seconds(text: str) -> float:
+    """argparse type: a duration above 0, in seconds."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+positive_seconds.__name__ = "duration in seconds"
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError(f"a header is 'Name: value', got {text!r}")
+    return name.strip(), value.strip()
+
+
+def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where and how to connect; `open_connection` reads the result."""
+    parser.add_argument("url", metavar="URL", help="ws://host:port/path or wss://host/path")
+    group = parser.add_argument_group("connecting")
+    group.add_argument(
+        "-H",
+        "--header",
+        metavar="'NAME: VALUE'",
+        dest="headers",
+        type=_header,
+        action="append",
+        default=[],
+        help="add a header to the opening handshake; may be repeated",
+    )
+    group.add_argument(
+        "--subprotocol",
+        metavar="NAME",
+        dest="subprotocols",
+        action="append",
+        help="offer a subprotocol to the server; may be repeated, the preferred one first",
+    )
+    group.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="connect through a proxy: http://, https://, socks4:// or socks5://[user:pass@]host:port",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="wss: accept any certificate. For tests only: anybody on the way can read along",
+    )
+
+
+_Listener = TypeVar("_Listener", bound=MessageListener)
+
+
+async def open_connection(
+    args: argparse.Namespace, listener_factory: Callable[[], _Listener], **options: Any
+) -> tuple[WSTransport, _Listener]:
+    """Connect as the command line says; CommandError in one line if that fails."""
+    ssl_context = None
+    if args.insecure:
+        ssl_context = ssl.create_default_context()
+        ssl_context.check_hostname = False
+        ssl_context.verify_mode = ssl.CERT_NONE
+    try:
+        transport, listener = await ws_connect(
+            listener_factory,
+            args.url,
+            ssl_context=ssl_context,
+            extra_headers=args.headers,
+            subprotocols=args.subprotocols,
+            proxy=args.proxy,
+            close_timeout=CLOSE_TIMEOUT,
+            **options,
+        )
+    except WSInvalidURL as error:
+        raise CommandError(str(error), 2) from error
+    except (ValueError, ImportError) as error:
+        # An argument that only the library can judge, or a proxy without python-socks.
+        raise CommandError(str(error), 2) from error
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        reason = str(error) or "no answer in time"
+        raise CommandError(f"cannot connect to {_shown(args.url)}: {reason}") from error
+    except (OSError, WSError) as error:
+        raise CommandError(f"cannot connect to {_shown(args.url)}: {error}") from error
+    return transport, listener  # type: ignore[return-value]
+
+
+async def wait_end(transport: WSTransport, listener: MessageListener) -> None:
+    """Wait until the connection has ended; CommandError if that was a fault on this side of it.
+
+    BrokenPipeError means that nobody reads the command's output any more.
+    """
+    try:
+        await transport.wait_disconnected()
+    except (WSError, OSError) as error:
+        raise CommandError(str(error)) from error
+    if isinstance(listener.fault, BrokenPipeError):
+        raise listener.fault
+    if listener.fault is not None:
+        raise CommandError(str(listener.fault)) from listener.fault
+
+
+async def close(transport: WSTransport) -> None:
+    """Close with 1000 and wait for the end. Cancelled meanwhile, it drops the connection."""
+    try:
+        transport.send_close(WSCloseCode.OK)
+        await transport.wait_disconnected()
+    except asyncio.CancelledError:
+        transport.disconnect(graceful=False)
+        raise
+    except (WSError, OSError):
+        # The connection is over either way; what ended the command has been reported.
+        pass
+
+
+def _shown(url: str) -> str:
+    """The URL without user name and password: error lines end up in logs."""
+    return re.sub(r"//[^/?#]*@", "//", url)

@@ -1,0 +1,165 @@
+"""The `connect` command: lines from stdin go out as TEXT messages, what comes in is printed.
+
+Messages go to stdout, everything about the connection to stderr, so that the output can be piped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+
+from picows_fast import WSAutoPingStrategy, WSFrame, WSMsgType, WSTransport
+
+from .client import (
+    MAX_MESSAGE_SIZE,
+    MessageListener,
+    close,
+    describe_end,
+    open_connection,
+    printable,
+    wait_end,
+)
+from .live import format_duration
+from .runtime import CommandError
+
+_CHUNK = 65536
+_BINARY_SHOWN = 64
+
+
+class _Console(MessageListener):
+    """Prints what comes in, and the round-trip time of each auto-ping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_terminal = sys.stdout.isatty()
+        self._ping_sent = 0
+
+    def on_text(self, text: str) -> None:
+        print(printable(text) if self._is_terminal else text, flush=True)
+
+    def on_binary(self, payload: bytes) -> None:
+        more = " ..." if len(payload) > _BINARY_SHOWN else ""
+        shown = payload[:_BINARY_SHOWN].hex(" ")
+        print(f"[binary, {len(payload)} bytes] {shown}{more}", flush=True)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type == WSMsgType.PING or frame.msg_type == WSMsgType.PONG:
+            name = "ping" if frame.msg_type == WSMsgType.PING else "pong"
+            note(f"{name} from the peer, {frame.payload_size} bytes")
+        else:
+            super().on_ws_frame(transport, frame)
+
+    def send_user_specific_ping(self, transport: WSTransport) -> None:
+        self._ping_sent = time.perf_counter_ns()
+        transport.send_ping()
+
+    def is_user_specific_pong(self, frame: WSFrame) -> bool:
+        if frame.msg_type != WSMsgType.PONG:
+            return False
+        note(f"round trip {format_duration(time.perf_counter_ns() - self._ping_sent)}")
+        return True
+
+
+def note(text: str) -> None:
+    """Say something about the connection."""
+    print(f"* {text}", file=sys.stderr, flush=True)
+
+
+async def _read_lines(descriptor: int) -> AsyncIterator[str]:
+    """Yield the lines of a descriptor, without their ends, until its end.
+
+    A thread reads: that works for terminals, pipes and files alike, and leaves the mode of a
+    terminal alone that other programs share. It reads no further ahead than one chunk. It uses
+    the descriptor because a thread that is in sys.stdin would hold its lock at exit.
+    """
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    wanted = threading.Semaphore(1)
+
+    def read() -> None:
+        chunk = b"."
+        while chunk:
+            wanted.acquire()
+            try:
+                chunk = os.read(descriptor, _CHUNK)
+            except OSError:
+                # Closed, or taken away with its terminal: there is no more to come.
+                chunk = b""
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:
+                return  # The command has ended, and its loop with it.
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    number = 0
+    rest: list[bytes] = []
+    size = 0
+    while chunk := await chunks.get():
+        *lines, tail = chunk.split(b"\n")
+        for line in lines:
+            number += 1
+            yield _decode(b"".join(rest) + line, number)
+            rest.clear()
+            size = 0
+        if tail:
+            rest.append(tail)
+            size += len(tail)
+        if size > MAX_MESSAGE_SIZE:
+            raise CommandError(f"standard input, line {number + 1}: too long")
+        wanted.release()
+    if rest:
+        yield _decode(b"".join(rest), number + 1)
+
+
+def _decode(line: bytes, number: int) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise CommandError(f"standard input, line {number}: not valid UTF-8") from None
+
+
+async def _send_lines(transport: WSTransport, listener: MessageListener) -> None:
+    async for line in _read_lines(0):
+        await listener.writable.wait()
+        transport.send(WSMsgType.TEXT, line)
+
+
+async def connect(args: argparse.Namespace) -> int:
+    """Run the command; 0 after a clean end, 1 if the connection was lost or ended in an error."""
+    ping_options = {}
+    if args.ping:
+        ping_options = {
+            "enable_auto_ping": True,
+            "auto_ping_strategy": WSAutoPingStrategy.PING_PERIODICALLY,
+            "auto_ping_idle_timeout": args.ping_interval,
+        }
+    transport, listener = await open_connection(args, _Console, **ping_options)
+    sender = asyncio.ensure_future(_send_lines(transport, listener))
+    ended = asyncio.ensure_future(wait_end(transport, listener))
+    try:
+        subprotocol = transport.response.headers.get("Sec-WebSocket-Protocol")
+        note("connected" + (f", subprotocol {printable(subprotocol)}" if subprotocol else ""))
+        await asyncio.wait({sender, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if sender.done():
+            sender.result()
+            await asyncio.wait({ended}, timeout=None if args.wait == float("inf") else args.wait)
+            if not ended.done():
+                await close(transport)
+                return 0
+        ended.result()
+        text, clean = describe_end(transport)
+        note(text)
+        return 0 if clean else 1
+    finally:
+        sender.cancel()
+        if not ended.done():
+            await close(transport)
+        ended.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await ended

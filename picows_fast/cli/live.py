@@ -1,0 +1,136 @@
+"""Figures for people: latency percentiles in bounded memory, units, and the live line.
+
+Knows nothing of WebSocket or asyncio.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TextIO
+
+# Each power of two is divided into this many buckets: a percentile is at most 1/64 too high.
+_BUCKETS_PER_OCTAVE = 64
+_BUCKET_BITS = 6
+_BUCKETS = _BUCKETS_PER_OCTAVE * (64 - _BUCKET_BITS + 1)
+
+
+class LatencyHistogram:
+    """Counts latencies in nanoseconds. Memory is fixed, however many there are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.max = 0
+        self._counts = [0] * _BUCKETS
+
+    def add(self, nanoseconds: int) -> None:
+        """Count one latency, from 0 to 2**64 - 1 ns."""
+        shift = nanoseconds.bit_length() - _BUCKET_BITS - 1
+        if shift > 0:
+            self._counts[(shift << _BUCKET_BITS) + (nanoseconds >> shift)] += 1
+        else:
+            self._counts[nanoseconds] += 1
+        self.count += 1
+        if nanoseconds > self.max:
+            self.max = nanoseconds
+
+    def merge(self, other: LatencyHistogram) -> None:
+        """Add all that `other` counted."""
+        for bucket, count in enumerate(other._counts):
+            if count:
+                self._counts[bucket] += count
+        self.count += other.count
+        self.max = max(self.max, other.max)
+
+    def percentile(self, percent: float) -> int:
+        """The latency (ns) that `percent` of all do not exceed; 0 if nothing was counted."""
+        rank = max(1, -int(-self.count * percent // 100))
+        seen = 0
+        for bucket, count in enumerate(self._counts):
+            seen += count
+            if seen >= rank:
+                return min(_bucket_end(bucket), self.max)
+        return 0
+
+
+def _bucket_end(bucket: int) -> int:
+    """The largest latency that falls into a bucket."""
+    shift = (bucket >> _BUCKET_BITS) - 1
+    if shift <= 0:
+        return bucket
+    return ((bucket - (shift << _BUCKET_BITS) + 1) << shift) - 1
+
+
+def format_duration(nanoseconds: int) -> str:
+    """Three digits and the unit that fits: 850 ns, 85.2 us, 1.24 ms, 2.10 s."""
+    if nanoseconds < 1_000:
+        return f"{nanoseconds} ns"
+    value = float(nanoseconds)
+    for unit in ("us", "ms"):
+        value /= 1_000
+        if value < 999.5:
+            return f"{_three_digits(value)} {unit}"
+    return f"{_three_digits(value / 1_000)} s"
+
+
+def format_bytes(count: float) -> str:
+    """Three digits and a decimal unit: 512 B, 4.91 MB."""
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
+        count /= 1_000
+        if count < 999.5:
+            return f"{_three_digits(count)} {unit}"
+    return f"{_three_digits(count / 1_000)} GB"
+
+
+def _three_digits(value: float) -> str:
+    if value < 9.995:
+        return f"{value:.2f}"
+    if value < 99.95:
+        return f"{value:.1f}"
+    return f"{value:,.0f}"
+
+
+def format_latency(histogram: LatencyHistogram) -> str:
+    """The percentiles a trader asks for, on one line."""
+    if not histogram.count:
+        return "no messages"
+    return (
+        f"p50 {format_duration(histogram.percentile(50))}  "
+        f"p99 {format_duration(histogram.percentile(99))}  "
+        f"max {format_duration(histogram.max)}"
+    )
+
+
+class LiveLine:
+    """A status line that rewrites itself on a terminal, and is a line per update elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.is_terminal = stream.isatty()
+        self.updates = 0
+        self._is_open = False
+
+    @property
+    def interval(self) -> float:
+        """Seconds between updates."""
+        return 0.25 if self.is_terminal else 1.0
+
+    def show(self, text: str) -> None:
+        """Replace the line's text."""
+        if self.is_terminal:
+            # A line that wraps could not be rewritten.
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self._stream.write(f"\r{text}\x1b[K")
+            self._is_open = True
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+        self.updates += 1
+
+    def end(self) -> None:
+        """Leave the last text standing and go on below it."""
+        if self._is_open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._is_open = False

@@ -1,0 +1,112 @@
+"""The `replay` command: serves a feed file to every client that connects.
+
+Each client gets the feed from its beginning, at its own pace: one that reads slowly is waited for,
+so that what is queued for it stays below the connection's high watermark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterator
+
+from picows_fast import (
+    WSCloseCode,
+    WSListener,
+    WSMsgType,
+    WSTransport,
+    WSUpgradeRequest,
+    ws_create_server,
+)
+
+from .client import CLOSE_TIMEOUT
+from .feedfile import FeedError, FeedSummary, read_feed
+from .live import format_bytes
+from .publish import Subscriber, paced
+from .runtime import CommandError
+
+
+class _Session(Subscriber):
+    """Publishes the feed to one client."""
+
+    def __init__(self, sessions: set[_Session], args: argparse.Namespace) -> None:
+        super().__init__()
+        self._sessions = sessions
+        self._args = args
+        self._task: asyncio.Task[None] | None = None
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        super().on_ws_connected(transport)
+        self._sessions.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._publish(transport))
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        super().on_ws_disconnected(transport)
+        self._sessions.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _publish(self, transport: WSTransport) -> None:
+        try:
+            async for text in paced(_messages(self._args), self._args.speed):
+                if not self.writable.is_set():
+                    await self.writable.wait()
+                transport.send(WSMsgType.TEXT, text)
+            transport.send_close(WSCloseCode.OK, b"end of feed")
+        except FeedError as error:
+            # The file was whole when it was checked: it has been changed since.
+            print(error, file=sys.stderr)
+            transport.send_close(WSCloseCode.INTERNAL_ERROR)
+
+    async def close(self) -> None:
+        """Tell the client that the server goes away; wait until the connection has ended."""
+        if self._task is not None:
+            self._task.cancel()
+        if self.transport is not None:
+            self.transport.send_close(WSCloseCode.GOING_AWAY)
+            await self.transport.wait_disconnected()
+
+
+def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """The feed, once or for ever; the repetitions go on where the time of the last one ended."""
+    offset = 0
+    while True:
+        last = 0
+        for last, text in read_feed(args.file):
+            yield offset + last, text
+        if not args.repeat:
+            return
+        offset += last
+
+
+async def replay(args: argparse.Namespace, summary: FeedSummary) -> int:
+    """Run the command until it is cancelled."""
+    sessions: set[_Session] = set()
+
+    def accept(request: WSUpgradeRequest) -> WSListener:
+        return _Session(sessions, args)
+
+    try:
+        server = await ws_create_server(accept, args.host, args.port, close_timeout=CLOSE_TIMEOUT)
+    except OSError as error:
+        raise CommandError(
+            f"cannot listen on {args.host}:{args.port}: {error.strerror or error}"
+        ) from error
+    try:
+        port = server.sockets[0].getsockname()[1]
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        print(
+            f"{args.file}: {summary.messages:,} messages, {format_bytes(summary.payload_bytes)}, "
+            f"{summary.microseconds / 1e6:.1f} s\n"
+            f"serving ws://{host}:{port}/ - Ctrl-C to stop",
+            flush=True,
+        )
+        await asyncio.get_running_loop().create_future()
+        return 0
+    finally:
+        server.close()
+        await asyncio.gather(
+            *(session.close() for session in list(sessions)), return_exceptions=True
+        )
+        await server.wait_closed()

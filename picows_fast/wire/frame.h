@@ -1,11 +1,11 @@
 /*
- * The frame header of RFC 6455 5.2: reading one, writing one, and the codes of everything that can be
- * wrong with a frame.
+ * The frame header of RFC 6455 5.2: reading one, writing one, and the codes of everything that can
+ * be wrong with a frame.
  *
  * What can be judged from one header alone is judged here. What needs more than that belongs to the
  * codec: the role of the endpoint (must frames be masked?), the frames before (is a continuation
- * due?), negotiated extensions (which RSV bits are allowed?), limits and payloads. Their error codes
- * are listed here all the same, so that one table covers them all.
+ * due?), negotiated extensions (which RSV bits are allowed?), limits and payloads. Their error
+ * codes are listed here all the same, so that one table covers them all.
  *
  * Plain C99: no Python.h, no allocation, no I/O.
  */
@@ -45,16 +45,16 @@ enum {
     PF_ERR_LENGTH_MSB_SET = -5,     /* 5.2: a 64-bit length with its most significant bit set */
 
     /* Found by the codec. */
-    PF_ERR_RSV_SET = -6,                 /* 5.2: an RSV bit that no negotiated extension defines */
-    PF_ERR_UNMASKED = -7,                /* 5.1: an unmasked frame from a client */
-    PF_ERR_MASKED = -8,                  /* 5.1: a masked frame from a server */
-    PF_ERR_FRAME_TOO_BIG = -9,           /* 10.4: a payload above the local limit; close code 1009 */
-    PF_ERR_UNEXPECTED_CONTINUATION = -10, /* 5.4: a continuation without a message to continue */
-    PF_ERR_EXPECTED_CONTINUATION = -11,  /* 5.4: a new message inside a fragmented one */
-    PF_ERR_CLOSE_PAYLOAD_SHORT = -12,    /* 5.5.1: a CLOSE payload of one byte */
-    PF_ERR_CLOSE_CODE = -13,             /* 7.4: a close code that must not be sent */
-    PF_ERR_CLOSE_REASON_UTF8 = -14,      /* 5.5.1: a close reason that is not UTF-8 */
-    PF_ERR_TEXT_UTF8 = -15               /* 8.1: a text message that is not UTF-8 */
+    PF_ERR_RSV_SET = -6,                  /* 5.2: an RSV bit that no negotiated extension defines */
+    PF_ERR_UNMASKED = -7,                 /* 5.1: an unmasked frame from a client */
+    PF_ERR_MASKED = -8,                   /* 5.1: a masked frame from a server */
+    PF_ERR_FRAME_TOO_BIG = -9,            /* 10.4: a payload above the local limit */
+    PF_ERR_UNEXPECTED_CONTINUATION = -10, /* 5.4: a continuation with no message to continue */
+    PF_ERR_EXPECTED_CONTINUATION = -11,   /* 5.4: a new message inside a fragmented one */
+    PF_ERR_CLOSE_PAYLOAD_SHORT = -12,     /* 5.5.1: a CLOSE payload of one byte */
+    PF_ERR_CLOSE_CODE = -13,              /* 7.4: a close code that must not be sent */
+    PF_ERR_CLOSE_REASON_UTF8 = -14,       /* 5.5.1: a close reason that is not UTF-8 */
+    PF_ERR_TEXT_UTF8 = -15                /* 8.1: a text message that is not UTF-8 */
 };
 
 typedef struct pf_frame_header {
@@ -67,8 +67,8 @@ typedef struct pf_frame_header {
     uint8_t mask_key[4]; /* in wire order; zero if not masked */
 } pf_frame_header;
 
-/* Lengths above 125, apart from the hot path: returns the bytes up to and including the length (4 or
- * 10), PF_FRAME_INCOMPLETE or an error. */
+/* Lengths above 125, apart from the hot path: returns the bytes up to and including the length
+ * (4 or 10), PF_FRAME_INCOMPLETE or an error. */
 static inline int pf_read_extended_length(const uint8_t *data, size_t size, uint64_t *payload_size)
 {
     uint64_t length = 0;
@@ -154,8 +154,8 @@ static inline size_t pf_frame_header_size(uint64_t payload_size, int masked)
 }
 
 /*
- * Writes a frame header to `out` and returns its size, pf_frame_header_size(payload_size, masked); no
- * byte behind it is touched. `rsv` is as in pf_frame_header, `payload_size` at most 2^63 - 1.
+ * Writes a frame header to `out` and returns its size, pf_frame_header_size(payload_size, masked);
+ * no byte behind it is touched. `rsv` is as in pf_frame_header, `payload_size` at most 2^63 - 1.
  * `mask_key` holds 4 bytes, or is NULL for an unmasked frame. Nothing is checked: whether the frame
  * is legal is the caller's business.
  */
@@ -188,9 +188,9 @@ static inline size_t pf_write_frame_header(uint8_t *out, unsigned opcode, int fi
     return size;
 }
 
-/* May this close code appear on the wire? RFC 6455 7.4 and the IANA registry it founds: 1000-1003,
- * 1007-1014, and 3000-4999 for libraries and applications. 1004 is reserved; 1005, 1006 and 1015 are
- * for local use only. */
+/* May this close code appear on the wire? RFC 6455 7.4 and the IANA registry it founds:
+ * 1000-1003, 1007-1014, and 3000-4999 for libraries and applications. 1004 is reserved; 1005,
+ * 1006 and 1015 are for local use only. */
 static inline int pf_close_code_valid(unsigned code)
 {
     return (code >= 1000 && code <= 1003) || (code >= 1007 && code <= 1014) ||

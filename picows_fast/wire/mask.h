@@ -2,8 +2,8 @@
  * XOR masking of payloads (RFC 6455 5.3), with the widest vectors that pay off on the running CPU.
  *
  * Bounds are exact: no byte outside [src, src + size) is read and none outside [dst, dst + size) is
- * written, not even with its own value. Any alignment and any size will do; `dst` is `src` or does not
- * overlap it. Where mask keys come from is not decided here.
+ * written, not even with its own value. Any alignment and any size will do; `dst` is `src` or does
+ * not overlap it. Where mask keys come from is not decided here.
  *
  * Every implementation has the same shape. A size that is not a multiple of the vector ends with a
  * vector that overlaps the one before. In place, masking a byte twice would unmask it: therefore
@@ -128,52 +128,56 @@ static inline void pf_mask_scalar(uint8_t *dst, const uint8_t *src, size_t size,
 }
 
 /*
- * One implementation with vectors of W bytes, for sizes of at least W. Up to 8 W: half of the vectors
- * from the start, half from the end, all loaded before the first is stored. Above: rounds of 4 W from
- * the start, the last 4 W loaded in advance.
+ * One implementation with vectors of W bytes, for sizes of at least W. Up to 8 W: half of the
+ * vectors from the start, half from the end. Above: one unaligned vector at the start, rounds of 4
+ * W whose stores are aligned (a store that crosses a cache line costs as much as two), and 4 W at
+ * the end.
  */
-#define PF_MASK_BODY(W, VECTOR, LOAD, STORE, XOR, FILL)                                            \
-    do {                                                                                           \
-        const VECTOR key = FILL(key_word);                                                         \
-        const VECTOR tail_key = FILL(pf_mask_advance(key_word, size));                             \
-        const uint8_t *const src_end = src + size;                                                 \
-        uint8_t *const dst_end = dst + size;                                                       \
-        if (size <= 2 * (W)) {                                                                     \
-            const VECTOR h0 = XOR(LOAD(src), key);                                                 \
-            const VECTOR t0 = XOR(LOAD(src_end - (W)), tail_key);                                  \
-            STORE(dst, h0);                                                                        \
-            STORE(dst_end - (W), t0);                                                              \
-        } else if (size <= 4 * (W)) {                                                              \
-            const VECTOR h0 = XOR(LOAD(src), key);                                                 \
-            const VECTOR h1 = XOR(LOAD(src + (W)), key);                                           \
-            const VECTOR t1 = XOR(LOAD(src_end - 2 * (W)), tail_key);                              \
-            const VECTOR t0 = XOR(LOAD(src_end - (W)), tail_key);                                  \
-            STORE(dst, h0);                                                                        \
-            STORE(dst + (W), h1);                                                                  \
-            STORE(dst_end - 2 * (W), t1);                                                          \
-            STORE(dst_end - (W), t0);                                                              \
-        } else {                                                                                   \
-            const VECTOR t3 = XOR(LOAD(src_end - 4 * (W)), tail_key);                              \
-            const VECTOR t2 = XOR(LOAD(src_end - 3 * (W)), tail_key);                              \
-            const VECTOR t1 = XOR(LOAD(src_end - 2 * (W)), tail_key);                              \
-            const VECTOR t0 = XOR(LOAD(src_end - (W)), tail_key);                                  \
-            do {                                                                                   \
-                const VECTOR h0 = XOR(LOAD(src), key);                                             \
-                const VECTOR h1 = XOR(LOAD(src + (W)), key);                                       \
-                const VECTOR h2 = XOR(LOAD(src + 2 * (W)), key);                                   \
-                const VECTOR h3 = XOR(LOAD(src + 3 * (W)), key);                                   \
-                STORE(dst, h0);                                                                    \
-                STORE(dst + (W), h1);                                                              \
-                STORE(dst + 2 * (W), h2);                                                          \
-                STORE(dst + 3 * (W), h3);                                                          \
-                src += 4 * (W);                                                                    \
-                dst += 4 * (W);                                                                    \
-            } while ((size_t)(src_end - src) > 4 * (W));                                           \
-            STORE(dst_end - 4 * (W), t3);                                                          \
-            STORE(dst_end - 3 * (W), t2);                                                          \
-            STORE(dst_end - 2 * (W), t1);                                                          \
-            STORE(dst_end - (W), t0);                                                              \
-        }                                                                                          \
+#define PF_MASK_BODY(W, VECTOR, LOAD, STORE, XOR, FILL)                                           \
+    do {                                                                                          \
+        const uint8_t *const src_end = src + size;                                                \
+        uint8_t *const dst_end = dst + size;                                                      \
+        const VECTOR key = FILL(key_word);                                                        \
+        const VECTOR tail_key = FILL(pf_mask_advance(key_word, size));                            \
+        const VECTOR h0 = XOR(LOAD(src), key);                                                    \
+        const VECTOR t0 = XOR(LOAD(src_end - (W)), tail_key);                                     \
+        if (size > 2 * (W)) {                                                                     \
+            const VECTOR t1 = XOR(LOAD(src_end - 2 * (W)), tail_key);                             \
+            if (size <= 4 * (W)) {                                                                \
+                const VECTOR h1 = XOR(LOAD(src + (W)), key);                                      \
+                STORE(dst + (W), h1);                                                             \
+            } else {                                                                              \
+                const VECTOR t2 = XOR(LOAD(src_end - 3 * (W)), tail_key);                         \
+                const VECTOR t3 = XOR(LOAD(src_end - 4 * (W)), tail_key);                         \
+                if (size <= 8 * (W)) {                                                            \
+                    const VECTOR h1 = XOR(LOAD(src + (W)), key);                                  \
+                    const VECTOR h2 = XOR(LOAD(src + 2 * (W)), key);                              \
+                    const VECTOR h3 = XOR(LOAD(src + 3 * (W)), key);                              \
+                    STORE(dst + (W), h1);                                                         \
+                    STORE(dst + 2 * (W), h2);                                                     \
+                    STORE(dst + 3 * (W), h3);                                                     \
+                } else {                                                                          \
+                    size_t i = (W) - ((uintptr_t)dst & ((W)-1));                                  \
+                    const VECTOR aligned_key = FILL(pf_mask_advance(key_word, i));                \
+                    do {                                                                          \
+                        const VECTOR v0 = XOR(LOAD(src + i), aligned_key);                        \
+                        const VECTOR v1 = XOR(LOAD(src + i + (W)), aligned_key);                  \
+                        const VECTOR v2 = XOR(LOAD(src + i + 2 * (W)), aligned_key);              \
+                        const VECTOR v3 = XOR(LOAD(src + i + 3 * (W)), aligned_key);              \
+                        STORE(dst + i, v0);                                                       \
+                        STORE(dst + i + (W), v1);                                                 \
+                        STORE(dst + i + 2 * (W), v2);                                             \
+                        STORE(dst + i + 3 * (W), v3);                                             \
+                        i += 4 * (W);                                                             \
+                    } while (size - i > 4 * (W));                                                 \
+                }                                                                                 \
+                STORE(dst_end - 4 * (W), t3);                                                     \
+                STORE(dst_end - 3 * (W), t2);                                                     \
+            }                                                                                     \
+            STORE(dst_end - 2 * (W), t1);                                                         \
+        }                                                                                         \
+        STORE(dst, h0);                                                                           \
+        STORE(dst_end - (W), t0);                                                                 \
     } while (0)
 
 #if defined(PF_MASK_X86)
@@ -207,17 +211,17 @@ static inline void pf_mask_avx2(uint8_t *dst, const uint8_t *src, size_t size, u
                      PF_MASK_FILL_256);
 }
 
-PF_MASK_TARGET("avx512f,avx512bw")
+/* Wider vectors gain nothing on short payloads: their stores cross cache lines more often. */
+#define PF_MASK_AVX512_MIN_SIZE 1024
+
+PF_MASK_TARGET("avx512f")
 static inline void pf_mask_avx512(uint8_t *dst, const uint8_t *src, size_t size, uint32_t key_word)
 {
-    if (size < 64) {
-        const __mmask64 bytes = (((uint64_t)1) << size) - 1;
-        const __m512i text = _mm512_maskz_loadu_epi8(bytes, src);
-        _mm512_mask_storeu_epi8(dst, bytes, _mm512_xor_si512(text, PF_MASK_FILL_512(key_word)));
-    } else {
+    if (size < PF_MASK_AVX512_MIN_SIZE)
+        pf_mask_avx2(dst, src, size, key_word);
+    else
         PF_MASK_BODY(64, __m512i, PF_MASK_LOAD_512, PF_MASK_STORE_512, _mm512_xor_si512,
                      PF_MASK_FILL_512);
-    }
 }
 
 #elif defined(PF_MASK_ARM64)
@@ -249,13 +253,13 @@ static inline int pf_mask_cpu_level(void)
     if (!(leaf1[2] & (1 << 27))) /* OSXSAVE: without it there is no XGETBV */
         return PF_MASK_SSE2;
     saved = _xgetbv(0); /* which registers the operating system saves */
-    if ((saved & 0xE6) == 0xE6 && (leaf7[1] & (1 << 16)) && (leaf7[1] & (1 << 30)))
+    if ((saved & 0xE6) == 0xE6 && (leaf7[1] & (1 << 16)) && (leaf7[1] & (1 << 5)))
         return PF_MASK_AVX512;
     if ((saved & 0x06) == 0x06 && (leaf7[1] & (1 << 5)))
         return PF_MASK_AVX2;
     return PF_MASK_SSE2;
 #else
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
+    if (__builtin_cpu_supports("avx512f"))
         return PF_MASK_AVX512;
     if (__builtin_cpu_supports("avx2"))
         return PF_MASK_AVX2;
@@ -330,8 +334,8 @@ static void pf_mask_resolve(uint8_t *dst, const uint8_t *src, size_t size, uint3
 
 #endif
 
-/* dst[i] = src[i] ^ key[(i + phase) & 3] for i in 0 .. size - 1: `phase` is the offset in the payload
- * that `src` begins at. `dst` is `src` or does not overlap it. */
+/* dst[i] = src[i] ^ key[(i + phase) & 3] for i in 0 .. size - 1: `phase` is the offset in the
+ * payload that `src` begins at. `dst` is `src` or does not overlap it. */
 static inline void pf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t key[4],
                            size_t phase)
 {

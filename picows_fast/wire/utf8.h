@@ -1,7 +1,8 @@
 /*
- * Incremental UTF-8 validation (RFC 3629): no surrogates, no overlong forms, nothing above U+10FFFF.
- * Text may be fed in any cuts; a bad byte is noticed when it is fed, not at the end of its character
- * or message. Nothing is decoded, and nothing is known here of messages or close frames.
+ * Incremental UTF-8 validation (RFC 3629): no surrogates, no overlong forms, nothing above
+ * U+10FFFF. Text may be fed in any cuts; a bad byte is noticed when it is fed, not at the end of
+ * its character or message. Nothing is decoded, and nothing is known here of messages or close
+ * frames.
  *
  * The state between two bytes of a character is what the next byte has to satisfy:
  *
@@ -100,6 +101,30 @@ static inline size_t pf_utf8_skip_ascii(const uint8_t *data, size_t size)
     return i;
 }
 
+/* The size of the character of two to four bytes that begins at `data`, 0 if it is not valid.
+ * Four bytes must be readable. Says the same as the state machine, for characters that have
+ * arrived whole. */
+static inline size_t pf_utf8_character(const uint8_t *data)
+{
+    const unsigned lead = data[0], next = data[1];
+
+    if (lead < 0xE0)
+        return lead >= 0xC2 && (next & 0xC0) == 0x80 ? 2 : 0;
+    if (lead < 0xF0) {
+        if ((next & 0xC0) != 0x80 || (data[2] & 0xC0) != 0x80)
+            return 0;
+        if ((lead == 0xE0 && next < 0xA0) || (lead == 0xED && next > 0x9F))
+            return 0;
+        return 3;
+    }
+    if (lead > 0xF4 || (next & 0xC0) != 0x80 || (data[2] & 0xC0) != 0x80 ||
+        (data[3] & 0xC0) != 0x80)
+        return 0;
+    if ((lead == 0xF0 && next < 0x90) || (lead == 0xF4 && next > 0x8F))
+        return 0;
+    return 4;
+}
+
 /*
  * Feeds `size` bytes and returns the new state: PF_UTF8_ACCEPT at a character boundary,
  * PF_UTF8_REJECT once the text cannot become valid any more (it then stays so), any other value
@@ -119,8 +144,21 @@ static inline pf_utf8_state pf_utf8_feed(pf_utf8_state state, const uint8_t *dat
             if (state == PF_UTF8_REJECT)
                 return state;
         }
-        if (i < size && data[i] < 0x80)
-            i += pf_utf8_skip_ascii(data + i, size - i);
+        while (size - i >= 4) {
+            if (data[i] < 0x80) {
+                /* One ASCII byte alone, like the space between two words of another script, is not
+                 * worth the look at a whole block. */
+                if (data[i + 1] < 0x80)
+                    i += pf_utf8_skip_ascii(data + i, size - i);
+                while (i < size && data[i] < 0x80)
+                    i++;
+            } else {
+                const size_t character = pf_utf8_character(data + i);
+                if (character == 0)
+                    return PF_UTF8_REJECT;
+                i += character;
+            }
+        }
         while (i < size && data[i] < 0x80)
             i++;
         if (i == size)

@@ -1,0 +1,635 @@
+"""The opening handshake (RFC 6455 4), both sides: bytes in, a checked request or response out.
+
+Owns what a request must ask and a response must answer for a connection to become a WebSocket:
+upgrade, key, version, subprotocol, extensions, and the status that refuses a bad request. Performs
+no I/O, keeps no time, and knows nothing of frames: who calls it moves the bytes and sets the
+deadline. HTTP itself is read and written by `http_messages`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import NoReturn, TypeAlias
+
+from multidict import CIMultiDict
+
+from .exceptions import (
+    WSHandshakeError,
+    WSInvalidHeaderError,
+    WSInvalidMessageError,
+    WSInvalidUpgradeError,
+)
+from .http_messages import (
+    BODILESS_STATUSES,
+    DEFAULT_LIMITS,
+    IS_TOKEN,
+    TOKEN,
+    BadHeadError,
+    Buffer,
+    HandshakeLimits,
+    HeadersLike,
+    RefusalReader,
+    RequestHeadReader,
+    ResponseHeadReader,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+    checked_body,
+    checked_headers,
+    content_length_problem,
+    encode_head,
+    has_token,
+    joined_values,
+)
+from .url import WSParsedURL
+
+__all__ = [
+    "ClientHandshake",
+    "HandshakeLimits",
+    "ServerHandshake",
+    "WSUpgradeRequest",
+    "WSUpgradeResponse",
+    "WSUpgradeResponseWithListener",
+    "parse_extensions",
+    "redirect_headers",
+]
+
+#: name and parameters of one extension; a parameter without value has None
+Extension: TypeAlias = tuple[str, list[tuple[str, str | None]]]
+
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
+_WEBSOCKET_VERSION = "13"
+
+_SEC_WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # base64 of 16 bytes
+_HOST = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
+
+_EXTENSION_NAME = re.compile(rf"({TOKEN})[ \t]*")
+_EXTENSION_PARAMETER = re.compile(
+    rf';[ \t]*({TOKEN})(?:[ \t]*=[ \t]*(?:({TOKEN})|"((?:[^"\\]|\\.)*)"))?[ \t]*'
+)
+_QUOTED_PAIR = re.compile(r"\\(.)")
+
+# What the handshake itself says in a request; a user's value would contradict it.
+_OWNED_REQUEST_HEADERS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "sec-websocket-key",
+        "sec-websocket-version",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "host", "proxy-authorization"})
+
+# RFC 9110 15.2 sets no limit to interim responses; more than a few of them mean no good.
+_MAX_INTERIM_RESPONSES = 8
+
+
+class ClientHandshake:
+    """The client's side of one opening handshake (RFC 6455 4.1).
+
+    Send `request_bytes()`, then give what arrives to `receive_data` until it returns the response.
+
+    `url`: its user name and password become Basic authentication (RFC 7617), unless
+    `extra_headers` have Authorization or `send_credentials` is False.
+    `extra_headers`: mapping or pairs. Host replaces the one made from the URL; the headers that the
+    handshake makes itself (Upgrade, Connection, Sec-WebSocket-Key, Sec-WebSocket-Version) and those
+    of a body are refused. Extensions and subprotocols offered here may be selected by the server.
+    `subprotocols`: offered, in order of preference.
+    `key`: value of Sec-WebSocket-Key; random if None.
+
+    Raises TypeError or ValueError if an argument is not valid.
+    """
+
+    def __init__(
+        self,
+        url: WSParsedURL,
+        *,
+        extra_headers: HeadersLike | None = None,
+        subprotocols: Sequence[str] | None = None,
+        limits: HandshakeLimits = DEFAULT_LIMITS,
+        send_credentials: bool = True,
+        key: str | None = None,
+    ) -> None:
+        if key is None:
+            key = base64.b64encode(os.urandom(16)).decode("ascii")
+        elif _SEC_WEBSOCKET_KEY.fullmatch(key) is None:
+            raise ValueError("key must be 16 bytes in base64 (RFC 6455 4.1)")
+        #: bytes that came behind the response: the server's first frames
+        self.trailing_data = b""
+        #: what the server selected, or None
+        self.subprotocol: str | None = None
+        #: the validated 101 response, or None as long as there is none
+        self.response: WSUpgradeResponse | None = None
+        #: what `request_bytes` encodes
+        self.request = WSUpgradeRequest(
+            path=url.resource_name.encode("ascii"),
+            headers=_request_headers(
+                url, checked_headers(extra_headers), subprotocols, send_credentials, key
+            ),
+        )
+        self._accept = _accept_value(key)
+        self._limits = limits
+        self._reader = ResponseHeadReader(limits)
+        self._interim_responses = 0
+        self._refusal: RefusalReader | None = None
+        self._finished = False
+
+    def request_bytes(self) -> bytes:
+        """The request as it goes on the wire.
+
+        Raises ValueError if a header was made invalid after the constructor checked it.
+        """
+        start_line = f"GET {self.request.path.decode('ascii')} HTTP/1.1"
+        return encode_head(start_line, self.request.headers)
+
+    def receive_data(self, data: Buffer) -> WSUpgradeResponse | None:
+        """Takes the next bytes of the server; returns the validated 101 response, None before.
+
+        What follows the response is in `trailing_data`. Interim responses (100, 103) are skipped.
+
+        Raises WSInvalidMessageError if it is no HTTP/1.1 response or exceeds a limit,
+        WSInvalidStatusError if its status is not 101 (once its body has arrived, or been cut at
+        `max_body_size`), WSInvalidUpgradeError or WSInvalidHeaderError if it does not answer the
+        request; RuntimeError after the handshake has ended.
+        """
+        if self._finished:
+            raise RuntimeError("the opening handshake has already ended")
+        try:
+            return self._receive_data(data)
+        except BadHeadError as error:
+            self._finished = True
+            raise WSInvalidMessageError(
+                f"not a valid response: {error.text}", self._reader.head
+            ) from None
+        except WSHandshakeError:
+            self._finished = True
+            raise
+
+    def receive_eof(self) -> NoReturn:
+        """The server ended the connection, or the caller will wait no longer.
+
+        Raises WSInvalidStatusError if a refusal's head has arrived (with the body as far as it
+        got), otherwise WSInvalidMessageError; RuntimeError after the handshake has ended.
+        """
+        if self._finished:
+            raise RuntimeError("the opening handshake has already ended")
+        self._finished = True
+        if self._refusal is not None:
+            raise self._refusal.error()
+        received = "the complete" if self._reader.received else "any"
+        raise WSInvalidMessageError(
+            f"connection closed before {received} response arrived", self._reader.head
+        )
+
+    def _receive_data(self, data: Buffer) -> WSUpgradeResponse | None:
+        while self._refusal is None:
+            reader = self._reader
+            if not reader.feed(data):
+                return None
+            data = reader.rest
+            if reader.status == HTTPStatus.SWITCHING_PROTOCOLS:
+                response, _, _ = reader.response()
+                self._check_response(response)
+                self.response = response
+                self.trailing_data = data
+                self._finished = True
+                return response
+            if reader.status >= 200:
+                self._refusal = RefusalReader(reader)
+                if self._refusal.problem is not None:
+                    raise BadHeadError(HTTPStatus.BAD_REQUEST, self._refusal.problem)
+                break
+            self._interim_responses += 1
+            if self._interim_responses > _MAX_INTERIM_RESPONSES:
+                raise BadHeadError(HTTPStatus.BAD_REQUEST, "too many interim responses")
+            self._reader = ResponseHeadReader(self._limits)
+        if self._refusal.feed(data):
+            raise self._refusal.error()
+        return None
+
+    def _check_response(self, response: WSUpgradeResponse) -> None:
+        """RFC 6455 4.1, the checks of the server's response."""
+        headers = response.headers
+        raw_header = self._reader.head
+
+        def invalid(
+            name: str, text: str, error: type[WSInvalidHeaderError] = WSInvalidHeaderError
+        ) -> WSInvalidHeaderError:
+            return error(text, name, joined_values(headers, name), raw_header, None, response)
+
+        if response.version != b"HTTP/1.1":
+            raise BadHeadError(HTTPStatus.BAD_REQUEST, "HTTP/1.0 cannot switch protocols")
+        if not has_token(headers, "Upgrade", "websocket"):
+            raise invalid(
+                "Upgrade", "the server does not switch to websocket", WSInvalidUpgradeError
+            )
+        if not has_token(headers, "Connection", "upgrade"):
+            raise invalid(
+                "Connection", "the server does not upgrade the connection", WSInvalidUpgradeError
+            )
+        # RFC 9110 8.6, RFC 9112 6.1: neither may be sent with a 101; nothing to read is harmless.
+        if "Transfer-Encoding" in headers:
+            raise invalid("Transfer-Encoding", "a 101 response has no body")
+        if headers.getall("Content-Length", ["0"]) != ["0"]:
+            raise invalid("Content-Length", "a 101 response has no body")
+        if headers.getall("Sec-WebSocket-Accept", ()) != [self._accept]:
+            raise invalid("Sec-WebSocket-Accept", "the server's answer to the key is wrong")
+        self._check_extensions(headers, invalid)
+
+        subprotocols = headers.getall("Sec-WebSocket-Protocol", ())
+        if subprotocols:
+            # A repeated header never equals one of the names that were offered.
+            selected = ", ".join(subprotocols)
+            if selected not in self.request.subprotocols:
+                raise invalid("Sec-WebSocket-Protocol", "the server selected what was not offered")
+            self.subprotocol = selected
+
+    def _check_extensions(
+        self, headers: CIMultiDict[str], invalid: Callable[[str, str], WSInvalidHeaderError]
+    ) -> None:
+        name = "Sec-WebSocket-Extensions"
+        if name not in headers:
+            return
+        offered = parse_extensions(self.request.headers.getall(name, ()))
+        try:
+            selected = parse_extensions(headers.getall(name))
+        except ValueError as error:
+            raise invalid(name, str(error)) from None
+        if not {extension for extension, _ in selected} <= {extension for extension, _ in offered}:
+            raise invalid(name, "the server selected what was not offered")
+
+
+def _request_headers(
+    url: WSParsedURL,
+    extra_headers: list[tuple[str, str]],
+    subprotocols: Sequence[str] | None,
+    send_credentials: bool,
+    key: str,
+) -> CIMultiDict[str]:
+    extra = CIMultiDict(extra_headers)
+    for name in extra:
+        if name.lower() in _OWNED_REQUEST_HEADERS:
+            raise ValueError(f"extra_headers has {name}, which the handshake sets itself")
+    hosts = extra.popall("Host", [url.host_header])
+    if len(hosts) > 1:
+        raise ValueError("extra_headers has more than one Host")
+    try:
+        parse_extensions(extra.getall("Sec-WebSocket-Extensions", ()))
+    except ValueError as error:
+        raise ValueError(f"extra_headers has Sec-WebSocket-Extensions, {error}") from None
+
+    headers = CIMultiDict(
+        {
+            "Host": hosts[0],
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Key": key,
+            "Sec-WebSocket-Version": _WEBSOCKET_VERSION,
+        }
+    )
+    offered = _checked_subprotocols(subprotocols)
+    if offered:
+        headers["Sec-WebSocket-Protocol"] = ", ".join(offered)
+    if send_credentials and url.user_info is not None and "Authorization" not in extra:
+        credentials = ":".join(url.user_info).encode("utf-8")
+        headers["Authorization"] = "Basic " + base64.b64encode(credentials).decode("ascii")
+    headers.extend(extra)
+    return headers
+
+
+class ServerHandshake:
+    """The server's side of one opening handshake (RFC 6455 4.2).
+
+    Give what arrives to `receive_data` until it returns the request, then answer with one of
+    `accept`, `finish` and `reject`; each returns the response to send with `to_bytes()`.
+
+    `subprotocols`: what the server speaks, in order of preference.
+
+    Raises TypeError or ValueError if an argument is not valid.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: HandshakeLimits = DEFAULT_LIMITS,
+        subprotocols: Sequence[str] | None = None,
+    ) -> None:
+        #: the request, or None as long as it is not complete
+        self.request: WSUpgradeRequest | None = None
+        #: bytes that came behind the request
+        self.trailing_data = b""
+        #: what was selected by `accept`, or None
+        self.subprotocol: str | None = None
+        self._subprotocols = _checked_subprotocols(subprotocols)
+        self._reader = RequestHeadReader(limits)
+        self._finished = False
+        self._refused: WSHandshakeError | None = None
+        self._refusal: WSUpgradeResponse | None = None
+
+    def receive_data(self, data: Buffer) -> WSUpgradeRequest | None:
+        """Takes the next bytes of the client; returns the request once, None before.
+
+        The request is a GET or HEAD without a body. Whether it asks for WebSocket is for `accept`
+        to check, so that plain HTTP can be answered on the same port.
+
+        Raises WSInvalidMessageError or WSInvalidHeaderError, to be given to `reject`; RuntimeError
+        after the request is complete, or was refused.
+        """
+        if self._finished:
+            raise RuntimeError("the request has already been read")
+        try:
+            if not self._reader.feed(data):
+                return None
+            self._finished = True
+            request = self._reader.request()
+        except BadHeadError as error:
+            self._finished = True
+            raise self._refuse(
+                WSInvalidMessageError(f"not a valid request: {error.text}"), error.status
+            ) from None
+        self._check_request(request)
+        self.request = request
+        self.trailing_data = self._reader.rest
+        return request
+
+    def receive_eof(self) -> NoReturn:
+        """The client ended the connection before its request was complete.
+
+        Raises WSInvalidMessageError; RuntimeError after the request is complete, or was refused.
+        """
+        if self._finished:
+            raise RuntimeError("the request has already been read")
+        self._finished = True
+        received = "the complete" if self._reader.received else "any"
+        raise self._refuse(
+            WSInvalidMessageError(f"connection closed before {received} request arrived"),
+            HTTPStatus.BAD_REQUEST,
+        )
+
+    def accept(self, response: WSUpgradeResponse | None = None) -> WSUpgradeResponse:
+        """Checks that the request asks for WebSocket (RFC 6455 4.2.1), and completes the response.
+
+        `response`: a 101 response to add headers; it may select a subprotocol and extensions that
+        the client offered. It is left as it is, the completed copy is returned.
+
+        Raises WSInvalidUpgradeError, WSInvalidHeaderError or WSInvalidMessageError if the request
+        is not a valid upgrade, ValueError if `response` does not fit; RuntimeError before the
+        request is complete.
+        """
+        request = self.request
+        if request is None:
+            raise RuntimeError("the request has not been read yet")
+        if response is None:
+            response = WSUpgradeResponse.create_101_response()
+        self._check_upgrade(request)
+
+        if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            raise ValueError(f"status of the response must be 101, got {int(response.status)}")
+        if response.body:
+            raise ValueError("a 101 response has no body")
+        headers = CIMultiDict(checked_headers(response.headers))
+        for name in ("Content-Length", "Transfer-Encoding"):
+            headers.popall(name, None)
+        headers["Upgrade"] = "websocket"
+        headers["Connection"] = "Upgrade"
+        headers["Sec-WebSocket-Accept"] = _accept_value(request.headers["Sec-WebSocket-Key"])
+        self._check_selected_extensions(request, headers)
+        self.subprotocol = self._select_subprotocol(request, headers)
+        if self.subprotocol is not None:
+            headers["Sec-WebSocket-Protocol"] = self.subprotocol
+        return WSUpgradeResponse(status=HTTPStatus.SWITCHING_PROTOCOLS, headers=headers)
+
+    def finish(self, response: WSUpgradeResponse) -> WSUpgradeResponse:
+        """Completes a response that does not switch to WebSocket; the connection ends after it.
+
+        `response` is left as it is; the returned copy has Connection, Content-Length, and no body
+        if the request was HEAD.
+
+        Raises ValueError if its status is 1xx, or a header is not valid.
+        """
+        if response.status < 200:
+            raise ValueError(f"status of a final response is not 1xx, got {int(response.status)}")
+        headers = CIMultiDict(checked_headers(response.headers))
+        body = checked_body(response.body) or b""
+        for name in ("Content-Length", "Transfer-Encoding", "Keep-Alive"):
+            headers.popall(name, None)
+        # RFC 9110 7.8: Upgrade goes with a connection option of its own.
+        headers["Connection"] = "close, Upgrade" if "Upgrade" in headers else "close"
+        if response.status in BODILESS_STATUSES:
+            return WSUpgradeResponse(status=response.status, headers=headers)
+        if body:
+            headers.setdefault("Content-Type", "text/plain")
+        headers["Content-Length"] = str(len(body))
+        if self.request is not None and self.request.method == b"HEAD":
+            body = b""
+        return WSUpgradeResponse(
+            status=response.status, headers=headers, body=body if body else None
+        )
+
+    def reject(self, error: BaseException) -> WSUpgradeResponse:
+        """The response that refuses the handshake because of `error`.
+
+        What this object raised about the request gets the status that fits (400, 405, 413, 426,
+        431, 501, 505), and TimeoutError 408 as long as the request is not complete. Anything else
+        is a failure of the server: 500, and none of its text reaches the client.
+        """
+        if error is self._refused and self._refusal is not None:
+            return self._refusal
+        if self.request is None and isinstance(error, TimeoutError):
+            status, text = HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"
+        else:
+            status, text = HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed"
+        return self._create_refusal(status, text)
+
+    def _create_refusal(self, status: HTTPStatus, text: str) -> WSUpgradeResponse:
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = "GET, HEAD" if self.request is None else "GET"
+        elif status == HTTPStatus.UPGRADE_REQUIRED:
+            headers["Upgrade"] = "websocket"
+            headers["Sec-WebSocket-Version"] = _WEBSOCKET_VERSION
+        body = f"{status.value} {status.phrase}: {text}\n".encode()
+        return self.finish(WSUpgradeResponse.create_error_response(status, body, headers))
+
+    def _refuse(self, error: WSHandshakeError, status: HTTPStatus) -> WSHandshakeError:
+        """Keeps the answer to `error` for `reject`; to be raised by the caller."""
+        error.raw_header = self._reader.head
+        self._refused = error
+        self._refusal = self._create_refusal(status, error.args[0])
+        return error
+
+    def _invalid(
+        self,
+        headers: CIMultiDict[str],
+        name: str,
+        text: str,
+        status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+        error: type[WSInvalidHeaderError] = WSInvalidHeaderError,
+    ) -> WSHandshakeError:
+        return self._refuse(error(text, name, joined_values(headers, name)), status)
+
+    def _check_request(self, request: WSUpgradeRequest) -> None:
+        """What RFC 9112 asks of any request."""
+        headers = request.headers
+        hosts = headers.getall("Host", ())
+        if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
+            raise self._invalid(headers, "Host", "exactly one valid Host is required")
+        problem = content_length_problem(headers)
+        if problem is not None:
+            raise self._invalid(headers, "Content-Length", problem)
+        if "Transfer-Encoding" in headers:
+            raise self._invalid(
+                headers,
+                "Transfer-Encoding",
+                "a request with a body is not supported",
+                HTTPStatus.NOT_IMPLEMENTED,
+            )
+        if headers.get("Content-Length", "0").strip("0"):
+            raise self._invalid(
+                headers,
+                "Content-Length",
+                "a request with a body is not supported",
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )
+
+    def _check_upgrade(self, request: WSUpgradeRequest) -> None:
+        headers = request.headers
+        if request.method != b"GET":
+            raise self._refuse(
+                WSInvalidMessageError("method of an upgrade must be GET"),
+                HTTPStatus.METHOD_NOT_ALLOWED,
+            )
+        if not has_token(headers, "Upgrade", "websocket"):
+            raise self._invalid(
+                headers,
+                "Upgrade",
+                "the request does not upgrade to websocket",
+                HTTPStatus.UPGRADE_REQUIRED,
+                WSInvalidUpgradeError,
+            )
+        if not has_token(headers, "Connection", "upgrade"):
+            raise self._invalid(
+                headers,
+                "Connection",
+                "the request does not upgrade the connection",
+                error=WSInvalidUpgradeError,
+            )
+        versions = headers.getall("Sec-WebSocket-Version", ())
+        if len(versions) > 1:
+            raise self._invalid(headers, "Sec-WebSocket-Version", "repeated Sec-WebSocket-Version")
+        if versions != [_WEBSOCKET_VERSION]:
+            raise self._invalid(
+                headers,
+                "Sec-WebSocket-Version",
+                "version 13 is required",
+                HTTPStatus.UPGRADE_REQUIRED,
+            )
+        keys = headers.getall("Sec-WebSocket-Key", ())
+        if len(keys) != 1 or _SEC_WEBSOCKET_KEY.fullmatch(keys[0]) is None:
+            raise self._invalid(
+                headers, "Sec-WebSocket-Key", "exactly one key of 16 bytes in base64 is required"
+            )
+        if not all(map(IS_TOKEN.fullmatch, request.subprotocols)):
+            raise self._invalid(headers, "Sec-WebSocket-Protocol", "a subprotocol is not a token")
+        try:
+            parse_extensions(headers.getall("Sec-WebSocket-Extensions", ()))
+        except ValueError as error:
+            raise self._invalid(headers, "Sec-WebSocket-Extensions", str(error)) from None
+
+    def _select_subprotocol(
+        self, request: WSUpgradeRequest, headers: CIMultiDict[str]
+    ) -> str | None:
+        offered = request.subprotocols
+        if "Sec-WebSocket-Protocol" in headers:
+            selected = ", ".join(headers.getall("Sec-WebSocket-Protocol"))
+            if selected not in offered:
+                raise ValueError(
+                    f"the response selects subprotocol {selected!r}, which the client did not offer"
+                )
+            return selected
+        return next((name for name in self._subprotocols if name in offered), None)
+
+    @staticmethod
+    def _check_selected_extensions(request: WSUpgradeRequest, headers: CIMultiDict[str]) -> None:
+        name = "Sec-WebSocket-Extensions"
+        offered = {extension for extension, _ in parse_extensions(request.headers.getall(name, ()))}
+        for extension, _ in parse_extensions(headers.getall(name, ())):
+            if extension not in offered:
+                raise ValueError(
+                    f"the response selects extension {extension!r}, which the client did not offer"
+                )
+
+
+def redirect_headers(
+    extra_headers: HeadersLike | None, from_url: WSParsedURL, to_url: WSParsedURL
+) -> list[tuple[str, str]]:
+    """The `extra_headers` to send after a redirect.
+
+    Authorization, Cookie, Proxy-Authorization and Host stay behind when the origin changes.
+
+    Raises TypeError or ValueError if a header is not valid.
+    """
+    headers = checked_headers(extra_headers)
+    if from_url.same_origin(to_url):
+        return headers
+    return [(name, value) for name, value in headers if name.lower() not in _CREDENTIAL_HEADERS]
+
+
+def parse_extensions(values: Iterable[str]) -> list[Extension]:
+    """Reads the values of Sec-WebSocket-Extensions headers (RFC 6455 9.1), in order.
+
+    Raises ValueError if one does not follow the grammar.
+    """
+    extensions: list[Extension] = []
+    for value in values:
+        position = 0
+        while position < len(value):
+            if value[position] in ", \t":
+                position += 1
+                continue
+            match = _EXTENSION_NAME.match(value, position)
+            if match is None:
+                raise ValueError("extension name expected")
+            extensions.append((match[1], []))
+            position = match.end()
+            while (match := _EXTENSION_PARAMETER.match(value, position)) is not None:
+                name, token, quoted = match.groups()
+                if quoted is not None:
+                    token = _QUOTED_PAIR.sub(r"\1", quoted)
+                    # RFC 6455 9.1: once unquoted, it has to be a token.
+                    if IS_TOKEN.fullmatch(token) is None:
+                        raise ValueError("quoted extension parameter is not a token")
+                extensions[-1][1].append((name, token))
+                position = match.end()
+            if position < len(value) and value[position] != ",":
+                raise ValueError("extension parameter expected")
+    return extensions
+
+
+def _checked_subprotocols(subprotocols: Sequence[str] | None) -> list[str]:
+    if subprotocols is None:
+        return []
+    if isinstance(subprotocols, (str, bytes)):
+        raise TypeError("subprotocols must be a sequence of str, not a single one")
+    checked = list(subprotocols)
+    for name in checked:
+        if not isinstance(name, str):
+            raise TypeError(f"subprotocols must be a sequence of str, got {name!r} in it")
+        if IS_TOKEN.fullmatch(name) is None:
+            raise ValueError(f"subprotocols has {name!r}, which is not a token (RFC 6455 4.1)")
+    if len(set(checked)) != len(checked):
+        raise ValueError("subprotocols names one of them twice (RFC 6455 4.1)")
+    return checked
+
+
+def _accept_value(key: str) -> str:
+    """Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455 4.2.2)."""
+    digest = hashlib.sha1(key.encode("ascii") + _WEBSOCKET_GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode("ascii")

@@ -67,7 +67,7 @@ class WSHandshakeError(WSError):
     """The opening handshake failed (RFC 6455 4).
 
     `raw_header`: the bytes of the HTTP head as far as they were received, or None.
-    `raw_body`: the bytes behind it as they were received (chunk framing included), or None.
+    `raw_body`: the bytes of the body as far as they were received, chunked coding undone, or None.
     `response`: client side, the parsed WSUpgradeResponse if there is one, else None.
     """
 

@@ -417,7 +417,7 @@ class RequestHeadReader(HeadReader):
                 raise BadHeadError(HTTPStatus.BAD_REQUEST, "malformed request target")
             path = match[2] if match[2].startswith(b"/") else b"/" + match[2]
             # RFC 9112 3.2.2: the target's authority takes the place of the Host header.
-            if "Host" in fields.headers:
+            if len(fields.headers.getall("Host", ())) == 1:
                 fields.headers["Host"] = match[1].decode("ascii")
         return WSUpgradeRequest(self.method, path, self.version, fields.headers)
 
@@ -446,37 +446,39 @@ class ResponseHeadReader(HeadReader):
 
 
 class RefusalReader:
-    """A response other than 101, whose body is still being read."""
+    """A response other than 101, whose body is still being read.
+
+    The body ends where Content-Length, the last chunk or the connection ends, or at a fault in it.
+    """
 
     def __init__(self, reader: ResponseHeadReader) -> None:
         self.head = reader.head
         self.response, self._fields, self._parser = reader.response()
         self.problem = content_length_problem(self.response.headers)
         self._max_size = reader.limits.max_body_size
-        self._raw = bytearray()
+        self._received_size = 0
         # httptools does not know all the statuses that have no body.
         self._complete = self._fields.complete or self.response.status in BODILESS_STATUSES
 
     def feed(self, data: Buffer) -> bool:
         """True once the body is complete, or as long as it may get."""
         if not self._complete:
-            data = bytes(data[: self._max_size - len(self._raw)])
-            self._raw += data
+            data = bytes(data[: self._max_size - self._received_size])
+            self._received_size += len(data)
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserError:
-                # Behind the message's end, or bad chunks: what was read before is what there is.
                 self._complete = True
             self._complete = self._complete or self._fields.complete
-        return self._complete or len(self._raw) >= self._max_size
+        return self._complete or self._received_size >= self._max_size
 
     def error(self) -> WSInvalidStatusError:
         status = self.response.status
-        self.response.body = bytes(self._fields.body)
+        body = self.response.body = bytes(self._fields.body)
         return WSInvalidStatusError(
             f"the server answered {int(status)} {status_phrase(status)}".rstrip()
             + ", expected 101",
             self.head,
-            bytes(self._raw),
+            body,
             self.response,
         )

@@ -18,14 +18,16 @@
 #include <stdint.h>
 #include <string.h>
 
-#if !defined(PF_NO_SIMD)
+/* clang-cl hides intrinsics that are not enabled for the whole file: it gets the scalar loop, which
+ * it vectorizes. */
+#if !defined(PF_NO_SIMD) && !(defined(_MSC_VER) && defined(__clang__))
 #if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 #define PF_MASK_X86 1
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
-#elif defined(__aarch64__) || defined(_M_ARM64)
+#elif (defined(__aarch64__) && !defined(__AARCH64EB__)) || defined(_M_ARM64)
 #include <arm_neon.h>
 #define PF_MASK_ARM64 1
 #endif
@@ -129,8 +131,8 @@ static inline void pf_mask_scalar(uint8_t *dst, const uint8_t *src, size_t size,
 
 /*
  * One implementation with vectors of W bytes, for sizes of at least W. Up to 8 W: half of the
- * vectors from the start, half from the end. Above: one unaligned vector at the start, rounds of 4
- * W whose stores are aligned (a store that crosses a cache line costs as much as two), and 4 W at
+ * vectors from the start, half from the end. Above: one unaligned vector at the start, rounds of
+ * 4 W whose stores are aligned (a store that crosses a cache line costs as much as two), and 4 W at
  * the end.
  */
 #define PF_MASK_BODY(W, VECTOR, LOAD, STORE, XOR, FILL)                                           \

@@ -132,38 +132,42 @@ static inline size_t pf_utf8_character(const uint8_t *data)
  */
 static inline pf_utf8_state pf_utf8_feed(pf_utf8_state state, const uint8_t *data, size_t size)
 {
-    size_t i = 0;
-
     if (state == PF_UTF8_REJECT)
         return state;
     for (;;) {
         while (state != PF_UTF8_ACCEPT) {
-            if (i == size)
+            if (size == 0)
                 return state;
-            state = pf_utf8_continue(state, data[i++]);
+            state = pf_utf8_continue(state, *data++);
+            size--;
             if (state == PF_UTF8_REJECT)
                 return state;
         }
-        while (size - i >= 4) {
-            if (data[i] < 0x80) {
+        while (size >= 4) {
+            size_t valid = 0;
+            if (data[0] < 0x80) {
                 /* One ASCII byte alone, like the space between two words of another script, is not
                  * worth the look at a whole block. */
-                if (data[i + 1] < 0x80)
-                    i += pf_utf8_skip_ascii(data + i, size - i);
-                while (i < size && data[i] < 0x80)
-                    i++;
+                if (data[1] < 0x80)
+                    valid = pf_utf8_skip_ascii(data, size);
+                while (valid < size && data[valid] < 0x80)
+                    valid++;
             } else {
-                const size_t character = pf_utf8_character(data + i);
-                if (character == 0)
+                valid = pf_utf8_character(data);
+                if (valid == 0)
                     return PF_UTF8_REJECT;
-                i += character;
             }
+            data += valid;
+            size -= valid;
         }
-        while (i < size && data[i] < 0x80)
-            i++;
-        if (i == size)
+        while (size > 0 && *data < 0x80) {
+            data++;
+            size--;
+        }
+        if (size == 0)
             return PF_UTF8_ACCEPT;
-        state = pf_utf8_lead(data[i++]);
+        state = pf_utf8_lead(*data++);
+        size--;
         if (state == PF_UTF8_REJECT)
             return state;
     }

@@ -15,14 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import connect, demo, record, replay
 from .client import add_connection_arguments, positive_seconds
-from .connect import connect
-from .demo import DEFAULT_RATE, DEFAULT_SECONDS, demo
+from .demo import DEFAULT_RATE, DEFAULT_SECONDS
 from .feedfile import FeedError, check_feed
 from .publish import speed
-from .record import record
-from .replay import replay
-from .runtime import INTERRUPTED, CommandError, default_loop, run
+from .runtime import INTERRUPTED, CommandError, default_loop, run_command
 
 _PROGRAM = "python -m picows_fast"
 
@@ -276,19 +274,19 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not has_speed:
         args.speed = 1.0
     if args.command == "connect":
-        return run(connect(args))
+        return run_command(connect.run(args))
     if args.command == "record":
-        return run(record(args), args.loop)
+        return run_command(record.run(args), args.loop)
     if args.command == "replay":
-        return run(replay(args, check_feed(args.file)), args.loop)
+        return run_command(replay.run(args, check_feed(args.file)), args.loop)
     if args.feed is None:
         if has_speed:
             parser.error("--speed is for a recorded feed; the generated one has --rate")
         args.rate = args.rate or DEFAULT_RATE
-        return run(demo(args, None), args.loop)
+        return run_command(demo.run(args, None), args.loop)
     if args.rate is not None:
         parser.error("--rate is for the generated order book; a recorded feed has --speed")
-    return run(demo(args, check_feed(args.feed)), args.loop)
+    return run_command(demo.run(args, check_feed(args.feed)), args.loop)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -77,7 +77,10 @@ class _Market:
     def _apply(side: dict[int, str], changes: dict[int, str], too_far: list[int]) -> None:
         """Bring one side up to date; levels beyond its depth become part of the changes."""
         for level in too_far:
-            changes[level] = "0"
+            if level in side:
+                changes[level] = "0"
+            else:
+                del changes[level]
         for level, size in changes.items():
             if size == "0":
                 side.pop(level, None)

@@ -211,14 +211,15 @@ async def open_connection(
         )
     except WSInvalidURL as error:
         raise CommandError(str(error), 2) from error
-    except (ValueError, ImportError) as error:
-        # An argument that only the library can judge, or a proxy without python-socks.
-        raise CommandError(str(error), 2) from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         reason = str(error) or "no answer in time"
         raise CommandError(f"cannot connect to {_shown(args.url)}: {reason}") from error
     except (OSError, WSError) as error:
+        # Before ValueError: a certificate that is not trusted is both.
         raise CommandError(f"cannot connect to {_shown(args.url)}: {error}") from error
+    except (ValueError, ImportError) as error:
+        # An argument that only the library can judge, or a proxy without python-socks.
+        raise CommandError(str(error), 2) from error
     return transport, listener  # type: ignore[return-value]
 
 

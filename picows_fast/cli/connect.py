@@ -38,7 +38,9 @@ class _Console(MessageListener):
     def __init__(self) -> None:
         super().__init__()
         self._is_terminal = sys.stdout.isatty()
-        self._ping_sent = 0
+        self._ping_number = 0
+        # When each ping that has not been answered was sent, by its payload.
+        self._pings: dict[bytes, int] = {}
 
     def on_text(self, text: str) -> None:
         print(printable(text) if self._is_terminal else text, flush=True)
@@ -49,21 +51,34 @@ class _Console(MessageListener):
         print(f"[binary, {len(payload)} bytes] {shown}{more}", flush=True)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type == WSMsgType.PING or frame.msg_type == WSMsgType.PONG:
-            name = "ping" if frame.msg_type == WSMsgType.PING else "pong"
-            note(f"{name} from the peer, {frame.payload_size} bytes")
+        if frame.msg_type == WSMsgType.PING:
+            note(f"ping from the peer, {frame.payload_size} bytes")
+            transport.send_pong(frame.get_payload_as_bytes())
+        elif frame.msg_type == WSMsgType.PONG:
+            self._on_pong(frame)
         else:
             super().on_ws_frame(transport, frame)
 
     def send_user_specific_ping(self, transport: WSTransport) -> None:
-        self._ping_sent = time.perf_counter_ns()
-        transport.send_ping()
+        self._ping_number += 1
+        payload = b"%d" % self._ping_number
+        self._pings[payload] = time.perf_counter_ns()
+        transport.send_ping(payload)
 
     def is_user_specific_pong(self, frame: WSFrame) -> bool:
         if frame.msg_type != WSMsgType.PONG:
             return False
-        note(f"round trip {format_duration(time.perf_counter_ns() - self._ping_sent)}")
+        self._on_pong(frame)
         return True
+
+    def _on_pong(self, frame: WSFrame) -> None:
+        sent = self._pings.get(frame.get_payload_as_bytes())
+        if sent is None:
+            note(f"pong from the peer, {frame.payload_size} bytes")
+            return
+        note(f"round trip {format_duration(time.perf_counter_ns() - sent)}")
+        # Earlier pings need no answer of their own (RFC 6455 5.5.3).
+        self._pings = {key: value for key, value in self._pings.items() if value > sent}
 
 
 def note(text: str) -> None:
@@ -130,16 +145,17 @@ async def _send_lines(transport: WSTransport, listener: MessageListener) -> None
         transport.send(WSMsgType.TEXT, line)
 
 
-async def connect(args: argparse.Namespace) -> int:
+async def run(args: argparse.Namespace) -> int:
     """Run the command; 0 after a clean end, 1 if the connection was lost or ended in an error."""
-    ping_options = {}
-    if args.ping:
-        ping_options = {
-            "enable_auto_ping": True,
-            "auto_ping_strategy": WSAutoPingStrategy.PING_PERIODICALLY,
-            "auto_ping_idle_timeout": args.ping_interval,
-        }
-    transport, listener = await open_connection(args, _Console, **ping_options)
+    transport, listener = await open_connection(
+        args,
+        _Console,
+        # The console answers pings itself: they are to be seen.
+        enable_auto_pong=False,
+        enable_auto_ping=args.ping,
+        auto_ping_strategy=WSAutoPingStrategy.PING_PERIODICALLY,
+        auto_ping_idle_timeout=args.ping_interval,
+    )
     sender = asyncio.ensure_future(_send_lines(transport, listener))
     ended = asyncio.ensure_future(wait_end(transport, listener))
     try:

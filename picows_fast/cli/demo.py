@@ -285,7 +285,7 @@ def _allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
-async def demo(args: argparse.Namespace, feed: FeedSummary | None) -> int:
+async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
     """Run the command; 0 if every client received every message, also if Ctrl-C ended it."""
     _allow_open_files(2 * args.clients + _OTHER_FILES)
     server_ssl = client_ssl = None

@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+# Microseconds. No recording is that long, and every clock can still count to it.
+_TIME_LIMIT = 2**63
+
 
 class FeedError(Exception):
     """A feed file cannot be read; the text names the file and, where there is one, the line."""
@@ -39,8 +42,10 @@ def _parse_line(line: bytes) -> tuple[int, str]:
     if not isinstance(entry, list) or len(entry) != 2:
         raise ValueError("not a JSON array [microseconds, text]")
     microseconds, text = entry
-    if not isinstance(microseconds, int) or isinstance(microseconds, bool) or microseconds < 0:
-        raise ValueError("the time must be a whole number of microseconds, 0 or more")
+    if not isinstance(microseconds, int) or isinstance(microseconds, bool):
+        raise ValueError("the time must be a whole number of microseconds")
+    if not 0 <= microseconds < _TIME_LIMIT:
+        raise ValueError(f"the time must be 0 to {_TIME_LIMIT - 1} microseconds")
     if not isinstance(text, str):
         raise ValueError("the message must be a JSON string")
     if not text.isascii():

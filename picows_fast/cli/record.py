@@ -55,7 +55,7 @@ async def _show_progress(writer: FeedWriter, recorder: _Recorder) -> None:
         live.end()
 
 
-async def record(args: argparse.Namespace) -> int:
+async def run(args: argparse.Namespace) -> int:
     """Run the command; 0 if a limit or a clean close ended it, 1 if the connection was lost."""
     try:
         writer = FeedWriter(args.output)

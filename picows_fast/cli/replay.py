@@ -80,7 +80,7 @@ def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
         offset += last
 
 
-async def replay(args: argparse.Namespace, summary: FeedSummary) -> int:
+async def run(args: argparse.Namespace, summary: FeedSummary) -> int:
     """Run the command until it is cancelled."""
     sessions: set[_Session] = set()
 

@@ -44,7 +44,7 @@ def new_loop(name: str) -> asyncio.AbstractEventLoop:
     return loop
 
 
-def run(command: Coroutine[Any, Any, int], loop_name: str = "asyncio") -> int:
+def run_command(command: Coroutine[Any, Any, int], loop_name: str = "asyncio") -> int:
     """Run a command on a new loop; return its exit code.
 
     SIGINT and SIGTERM cancel the command, which closes what it opened on the way out; the exit

@@ -41,7 +41,6 @@ from .http_messages import (
     WSUpgradeResponseWithListener,
     checked_body,
     checked_headers,
-    content_length_problem,
     encode_head,
     has_token,
     joined_values,
@@ -203,8 +202,6 @@ class ClientHandshake:
                 return response
             if reader.status >= 200:
                 self._refusal = RefusalReader(reader)
-                if self._refusal.problem is not None:
-                    raise BadHeadError(HTTPStatus.BAD_REQUEST, self._refusal.problem)
                 break
             self._interim_responses += 1
             if self._interim_responses > _MAX_INTERIM_RESPONSES:
@@ -481,9 +478,6 @@ class ServerHandshake:
         hosts = headers.getall("Host", ())
         if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
             raise self._invalid(headers, "Host", "exactly one valid Host is required")
-        problem = content_length_problem(headers)
-        if problem is not None:
-            raise self._invalid(headers, "Content-Length", problem)
         if "Transfer-Encoding" in headers:
             raise self._invalid(
                 headers,

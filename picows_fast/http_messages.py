@@ -6,7 +6,8 @@ framing), and the encoding. Performs no I/O, and knows nothing of WebSocket but 
 A head is read twice. `HeadReader` goes over its bytes once, however they are cut, and lets through
 only what every HTTP parser reads the same way; httptools then takes it apart. What httptools
 tolerates (folded lines, bare LF, whitespace before the colon ...) differs from version to version
-and never gets that far.
+and never gets that far; what it is strict about (the syntax and the number of Content-Length and
+Transfer-Encoding) is left to it.
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 IS_TOKEN = re.compile(TOKEN)
 _FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
-_DIGITS = re.compile(r"[0-9]+")
 
 _FIELD_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}) ([\x21\x22\x24-\x7e]+) (HTTP/[0-9]\.[0-9])"
 )
 _REQUEST_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}(?: |\Z)")
-_ABSOLUTE_FORM = re.compile(rb"(?:http|ws)s?://([^/?@]+)(.*)", re.IGNORECASE)
+_ABSOLUTE_FORM = re.compile(rb"(?:http|ws)s?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 
 BODILESS_STATUSES = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -259,18 +259,6 @@ def joined_values(headers: CIMultiDict[str], name: str) -> str | None:
     return None if values is None else ", ".join(values)
 
 
-def content_length_problem(headers: CIMultiDict[str]) -> str | None:
-    """What is wrong with the message's framing, if anything (RFC 9112 6.3)."""
-    lengths = headers.getall("Content-Length", ())
-    if len(lengths) > 1:
-        return "repeated Content-Length"
-    if lengths and _DIGITS.fullmatch(lengths[0]) is None:
-        return "Content-Length is not a number"
-    if lengths and "Transfer-Encoding" in headers:
-        return "both Content-Length and Transfer-Encoding"
-    return None
-
-
 class BadHeadError(Exception):
     """`status`: how a server answers it. `text`: what is wrong, free of the peer's own words."""
 
@@ -415,7 +403,9 @@ class RequestHeadReader(HeadReader):
             match = _ABSOLUTE_FORM.fullmatch(path)
             if match is None:
                 raise BadHeadError(HTTPStatus.BAD_REQUEST, "malformed request target")
-            path = match[2] if match[2].startswith(b"/") else b"/" + match[2]
+            path = match[2] or b"/"
+            if not path.startswith(b"/"):
+                path = b"/" + path
             # RFC 9112 3.2.2: the target's authority takes the place of the Host header.
             if len(fields.headers.getall("Host", ())) == 1:
                 fields.headers["Host"] = match[1].decode("ascii")
@@ -454,7 +444,6 @@ class RefusalReader:
     def __init__(self, reader: ResponseHeadReader) -> None:
         self.head = reader.head
         self.response, self._fields, self._parser = reader.response()
-        self.problem = content_length_problem(self.response.headers)
         self._max_size = reader.limits.max_body_size
         self._received_size = 0
         # httptools does not know all the statuses that have no body.

@@ -1,0 +1,192 @@
+"""The error tree: its shape, what each error carries, and its table against the wire reader."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from picows_fast import exceptions
+from picows_fast.exceptions import (
+    VIOLATIONS,
+    WSConnectionClosedError,
+    WSError,
+    WSHandshakeError,
+    WSInvalidHeaderError,
+    WSInvalidMessageError,
+    WSInvalidStatusError,
+    WSInvalidUpgradeError,
+    WSInvalidURL,
+    WSPeerProtocolError,
+    WSProtocolError,
+    WSProxyError,
+    WSViolation,
+)
+from picows_fast.http_messages import WSUpgradeResponse
+
+FRAME_H = Path(exceptions.__file__).parent / "wire" / "frame.h"
+
+EVERY_ERROR = [
+    WSError("text"),
+    WSHandshakeError("text", b"head", b"body", None),
+    WSInvalidMessageError("text", b"head"),
+    WSInvalidStatusError("text", b"head", b"body", None),
+    WSInvalidHeaderError("text", "Host", "value", b"head"),
+    WSInvalidUpgradeError("text", "Upgrade"),
+    WSInvalidURL("ws:", "text"),
+    WSProxyError("text"),
+    WSProtocolError(1011, "text"),
+    WSPeerProtocolError(WSViolation.MASKED, "text"),
+    WSConnectionClosedError("text", cause="reset"),
+]
+
+
+def tree_in_docstring() -> dict[str, str]:
+    """Class name -> name of the parent, as drawn by indentation."""
+    parents: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    for match in re.finditer(r"^( +)((?:WS\w+)|Exception)\b", exceptions.__doc__ or "", re.M):
+        indentation, name = len(match[1]), match[2]
+        while path and path[-1][0] >= indentation:
+            path.pop()
+        if path:
+            parents[name] = path[-1][1]
+        path.append((indentation, name))
+    return parents
+
+
+def test_docstring_draws_the_tree_as_it_is():
+    classes = {
+        name: value
+        for name, value in vars(exceptions).items()
+        if isinstance(value, type) and issubclass(value, WSError)
+    }
+    assert {name: cls.__mro__[1].__name__ for name, cls in classes.items()} == tree_in_docstring()
+    assert set(classes) <= set(exceptions.__all__)
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_every_error_survives_pickle_and_copy(error, duplicate):
+    twin = duplicate(error)
+    assert type(twin) is type(error)
+    assert str(twin) == str(error)
+    assert "text" in str(twin)
+    assert twin.args == error.args
+    assert vars(twin) == vars(error)
+
+
+def test_handshake_error_with_response_survives_pickle():
+    response = WSUpgradeResponse.create_error_response(403, b"no", {"X-Reason": "why"})
+    twin = pickle.loads(pickle.dumps(WSInvalidStatusError("text", b"head", b"no", response)))
+    assert twin.response.to_bytes() == response.to_bytes()
+    assert (twin.raw_header, twin.raw_body) == (b"head", b"no")
+
+
+def test_subclass_with_another_constructor_survives_pickle():
+    twin = pickle.loads(pickle.dumps(CustomError(7)))
+    assert (twin.code, twin.number, str(twin)) == (4000, 7, "number 7")
+
+
+class CustomError(WSProtocolError):
+    def __init__(self, number: int) -> None:
+        super().__init__(4000, f"number {number}")
+        self.number = number
+
+
+def test_header_error_says_name_and_value():
+    assert str(WSInvalidHeaderError("wrong", "Upgrade", "h2c")) == "wrong (Upgrade: 'h2c')"
+    assert str(WSInvalidHeaderError("wrong", "Upgrade")) == "wrong (Upgrade is missing)"
+    assert len(str(WSInvalidHeaderError("wrong", "Upgrade", "x" * 10_000))) < 300
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://user:secret@host/p", "ws://***@host/p"),
+        ("wss://user:se@cret@host/p", "wss://***@host/p"),
+        ("ws://host/p@q", "ws://host/p@q"),
+        ("//user:secret@host", "//***@host"),
+    ],
+)
+def test_url_error_does_not_show_credentials(url, shown):
+    error = WSInvalidURL(url, "reason")
+    assert str(error) == f"{shown!r} isn't a valid URL: reason"
+    assert error.url == url
+    assert isinstance(error, ValueError)
+
+
+def test_closed_error_has_no_cause_by_default():
+    assert WSConnectionClosedError().cause is None
+    assert str(WSConnectionClosedError()) != ""
+
+
+@pytest.mark.parametrize("code", [1000, 1003, 1007, 1011, 1014, 3000, 4999])
+def test_protocol_error_takes_codes_that_may_be_sent(code):
+    assert WSProtocolError(code, "text").code == code
+
+
+@pytest.mark.parametrize("code", [0, -1, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65536])
+def test_protocol_error_refuses_other_codes(code):
+    with pytest.raises(ValueError, match="code"):
+        WSProtocolError(code, "text")
+
+
+@pytest.mark.parametrize("code", ["1000", 1000.0, None, True])
+def test_protocol_error_refuses_what_is_no_int(code):
+    with pytest.raises(TypeError, match="code"):
+        WSProtocolError(code, "text")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", b""),
+        ("x" * 123, b"x" * 123),
+        ("x" * 124, b"x" * 123),
+        ("x" * 122 + "\u00e9", b"x" * 122),
+        ("x" * 121 + "\u00e9z", b"x" * 121 + b"\xc3\xa9"),
+        ("\U0001f600" * 31, "\U0001f600".encode() * 30),
+        ("a\ud800b", b"a?b"),
+        (ValueError("other object"), b"other object"),
+    ],
+)
+def test_close_reason_is_cut_between_characters(message, reason):
+    error = WSProtocolError(1011, message)
+    assert error.close_reason == reason
+    assert str(error) == str(message)
+
+
+def test_violations_mirror_the_wire_reader():
+    codes = dict(re.findall(r"\bPF_ERR_([A-Z0-9_]+)\s*=\s*(-\d+)", FRAME_H.read_text()))
+    assert {violation.name: str(violation.value) for violation in WSViolation} == codes
+
+
+def test_every_violation_has_code_and_section():
+    assert set(VIOLATIONS) == {violation.value for violation in WSViolation}
+    for code, entry in VIOLATIONS.items():
+        assert entry.violation == code
+        assert re.search(r"\(RFC 6455 \d+(\.\d+)*\)$", entry.text)
+    close_codes = {entry.violation: entry.close_code for entry in VIOLATIONS.values()}
+    assert close_codes.pop(WSViolation.FRAME_TOO_BIG) == 1009
+    assert close_codes.pop(WSViolation.TEXT_UTF8) == 1007
+    assert close_codes.pop(WSViolation.CLOSE_REASON_UTF8) == 1007
+    assert set(close_codes.values()) == {1002}
+
+
+@pytest.mark.parametrize("violation", list(WSViolation))
+def test_peer_error_takes_violation_or_its_code(violation):
+    error = WSPeerProtocolError(violation, "seen")
+    same = WSPeerProtocolError(violation.value, "seen")
+    assert error.violation is same.violation is violation
+    assert error.code == same.code == VIOLATIONS[violation].close_code
+    assert str(error) == str(same) == f"{VIOLATIONS[violation].text}: seen"
+    assert error.close_reason.decode() == str(error)
+
+
+def test_peer_error_refuses_unknown_violation():
+    with pytest.raises(ValueError, match="violation"):
+        WSPeerProtocolError(-99)

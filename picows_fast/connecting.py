@@ -121,7 +121,8 @@ async def open_connection(
 
     Returns a connected, non-blocking stream socket, with TCP_NODELAY if it is TCP. Through an
     https proxy it returns the transport of the TLS connection to that proxy instead: reading is
-    paused, nothing is buffered, and it waits for the caller's ``set_protocol``.
+    paused, nothing is buffered, and it waits for the caller's ``set_protocol``. Tell the two apart
+    by ``socket.socket``: not every loop derives its transports from ``asyncio.Transport``.
 
     ``sock``, or what ``socket_factory`` returns, stands for the first hop: the target, or the
     proxy if there is one. It may be connected or not, and is closed if the call fails. ``family``,

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import NoReturn, TypeAlias
@@ -327,7 +328,8 @@ class ServerHandshake:
         self._subprotocols = _checked_subprotocols(subprotocols)
         self._reader = RequestHeadReader(limits)
         self._finished = False
-        self._refused: WSHandshakeError | None = None
+        # Weak: a traceback refers to this object, and a strong reference would make it a cycle.
+        self._refused: weakref.ref[WSHandshakeError] | None = None
         self._refusal: WSUpgradeResponse | None = None
 
     def receive_data(self, data: Buffer) -> WSUpgradeRequest | None:
@@ -437,7 +439,7 @@ class ServerHandshake:
         431, 501, 505), and TimeoutError 408 as long as the request is not complete. Anything else
         is a failure of the server: 500, and none of its text reaches the client.
         """
-        if error is self._refused and self._refusal is not None:
+        if self._refused is not None and self._refusal is not None and self._refused() is error:
             return self._refusal
         if self.request is None and isinstance(error, TimeoutError):
             status, text = HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"
@@ -458,7 +460,7 @@ class ServerHandshake:
     def _refuse(self, error: WSHandshakeError, status: HTTPStatus) -> WSHandshakeError:
         """Keeps the answer to `error` for `reject`; to be raised by the caller."""
         error.raw_header = self._reader.head
-        self._refused = error
+        self._refused = weakref.ref(error)
         self._refusal = self._create_refusal(status, error.args[0])
         return error
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import pickle
+import weakref
 from http import HTTPStatus
 
 import pytest
@@ -636,7 +638,12 @@ def test_plain_http_is_left_to_the_factory():
         assert handshake.request.path == b"/health"
         answer = handshake.finish(
             WSUpgradeResponse.create_ok_response(
-                b"fine", {"Connection": "keep-alive", "Transfer-Encoding": "chunked"}
+                b"fine",
+                {
+                    "Connection": "keep-alive",
+                    "Keep-Alive": "timeout=5",
+                    "Transfer-Encoding": "chunked",
+                },
             )
         )
         assert answer.to_bytes() == (
@@ -672,6 +679,32 @@ def test_factory_failure_is_not_told_to_the_client():
         refusal = handshake.reject(error)
         assert refusal.status == 500
         assert b"secret" not in refusal.to_bytes()
+
+
+def test_only_the_last_refusal_is_answered_by_its_status():
+    handshake, _ = ask(request(Upgrade=None))
+    with pytest.raises(WSInvalidUpgradeError) as caught:
+        handshake.accept()
+    other = WSInvalidStatusError("secret")
+    assert handshake.reject(other).status == 500
+    assert handshake.reject(caught.value).status == 426
+
+
+def test_refusal_leaves_no_reference_cycle():
+    def refuse():
+        handshake = ServerHandshake()
+        try:
+            handshake.receive_data(b"\0")
+        except WSInvalidMessageError as error:
+            handshake.reject(error)
+        return weakref.ref(handshake)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert refuse()() is None
+    finally:
+        gc.enable()
 
 
 def test_late_request():

@@ -385,8 +385,10 @@ def read_refusal(pieces, limits):
             refusal = RefusalReader(reader)
             piece = reader.rest
         if refusal.feed(piece):
-            return refusal.error().response.body, True
-    return refusal.error().response.body, False
+            break
+    response = refusal.error().response
+    assert "X" not in response.headers
+    return response.body, refusal.feed(b"")
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,42 @@ class Acceptor:
         self._watch()
 
 
+class LoopAcceptor:
+    """Leaves accepting to the event loop: for loops that cannot watch a listening descriptor.
+
+    `make_protocol` is called for each accepted connection, as with ``loop.create_server``.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: Sequence[socket.socket],
+        make_protocol: Callable[[], asyncio.BaseProtocol],
+        *,
+        backlog: int,
+    ) -> None:
+        self._loop = loop
+        self._sockets = tuple(sockets)
+        self._make_protocol = make_protocol
+        self._backlog = backlog
+        self._servers: list[asyncio.AbstractServer] = []
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        for sock in self._sockets:
+            server = await self._loop.create_server(
+                self._make_protocol, sock=sock, backlog=self._backlog
+            )
+            self._servers.append(server)
+
+    def close(self) -> None:
+        """Stop for good and close the listening sockets. May be called again."""
+        for server in self._servers:
+            server.close()
+        for sock in self._sockets:
+            sock.close()
+
+
 class Server:
     """What ``ws_create_server`` returns; has the interface of ``asyncio.Server``.
 
@@ -345,11 +381,12 @@ class Server:
         keep_alive: bool = False,
         unix_path: str | bytes | os.PathLike[str] | None = None,
         logger: Any = None,
+        acceptor: LoopAcceptor | None = None,
     ) -> None:
         self._loop = loop
         self._sockets = tuple(sockets)
         self._backlog = backlog
-        self._acceptor = Acceptor(
+        self._acceptor = acceptor or Acceptor(
             loop, sockets, on_socket, backlog=backlog, keep_alive=keep_alive, logger=logger
         )
         self._unix_path = None if unix_path is None else os.fspath(unix_path)
@@ -395,7 +432,9 @@ class Server:
         if not self._is_serving:
             for sock in self._sockets:
                 sock.listen(self._backlog)
-            self._acceptor.start()
+            started = self._acceptor.start()
+            if started is not None:
+                await started
             self._is_serving = True
 
     async def serve_forever(self) -> None:

@@ -328,6 +328,19 @@ class ConnectionOptions:
         unit="bytes",
     )
 
+    coalesce_writes: bool = setting(
+        False,
+        _flag,
+        "Whether what one turn of the event loop sends leaves as one system call, at the end of the "
+        "turn, instead of each frame at once.",
+    )
+    use_loop_transport: bool | None = setting(
+        None,
+        _optional(_flag),
+        "Whether bytes go through a transport of the event loop's own instead of the descriptor "
+        "itself, which is faster. None: only where the loop cannot watch descriptors.",
+    )
+
     use_aiofastnet: bool | None = setting(
         None, _anything, "Accepted for compatibility with picows; has no effect."
     )

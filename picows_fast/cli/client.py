@@ -36,7 +36,7 @@ _CLEAN_CODES = (WSCloseCode.NO_INFO, WSCloseCode.OK, WSCloseCode.GOING_AWAY)
 
 
 class MessageListener(WSListener):
-    """Joins frames to messages, answers CLOSE, follows the backpressure.
+    """Joins frames to messages and follows the backpressure.
 
     Subclasses override `on_text` and `on_binary`. An OSError that these raise is a fault of this
     side's output, not of the connection: it is kept in `fault`, and the connection closed.
@@ -73,8 +73,6 @@ class MessageListener(WSListener):
                 self._parts.clear()
                 self._parts_size = 0
                 self._on_message(transport, self._parts_type, payload)
-        elif msg_type == WSMsgType.CLOSE:
-            answer_close(transport, frame)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.writable.set()
@@ -109,18 +107,15 @@ class MessageListener(WSListener):
             transport.disconnect()
 
 
-def answer_close(transport: WSTransport, frame: WSFrame) -> None:
-    """Complete the closing handshake that the peer began, or that it has answered."""
-    transport.send_close(frame.get_close_code() or WSCloseCode.NO_INFO)
-    transport.disconnect()
-
-
 def describe_end(transport: WSTransport) -> tuple[str, bool]:
     """How the peer ended the connection, in words, and whether that was a clean end."""
     handshake = transport.close_handshake
     received = handshake.recv if handshake is not None else None
     if received is None:
-        return "connection lost without a CLOSE frame", False
+        text = "connection lost without a CLOSE frame"
+        if transport.disconnect_cause is not None:
+            text += f": {transport.disconnect_cause.name.lower().replace('_', ' ')}"
+        return text, False
     code = int(received.code)
     text = f"closed by the peer, code {code}" if code else "closed by the peer, without a code"
     if received.reason:
@@ -206,6 +201,7 @@ async def open_connection(
             extra_headers=args.headers,
             subprotocols=args.subprotocols,
             proxy=args.proxy,
+            enable_auto_close=True,
             close_timeout=CLOSE_TIMEOUT,
             **options,
         )

@@ -30,7 +30,7 @@ from picows_fast import (
 )
 
 from .book import generate_book
-from .client import CLOSE_TIMEOUT, answer_close, describe_end
+from .client import CLOSE_TIMEOUT, describe_end
 from .feedfile import FeedError, FeedSummary, read_feed
 from .live import LatencyHistogram, LiveLine, format_bytes, format_duration, format_latency
 from .publish import Subscriber, paced
@@ -94,7 +94,6 @@ class DemoClient(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         now = time.perf_counter_ns()
         if frame.msg_type == WSMsgType.CLOSE:
-            answer_close(transport, frame)
             return
         published = self._published
         payload = frame.get_payload_as_bytes()
@@ -295,7 +294,12 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
         client_ssl = ssl.create_default_context(cafile=str(_CERTIFICATE))
     exchange = Exchange(args.clients)
     server = await ws_create_server(
-        exchange.accept, _HOST, 0, ssl=server_ssl, close_timeout=CLOSE_TIMEOUT
+        exchange.accept,
+        _HOST,
+        0,
+        ssl=server_ssl,
+        enable_auto_close=True,
+        close_timeout=CLOSE_TIMEOUT,
     )
     try:
         scheme = "wss" if args.tls else "ws"
@@ -312,6 +316,7 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
                 lambda client=client: client,  # type: ignore[misc]
                 url,
                 ssl_context=client_ssl,
+                enable_auto_close=True,
                 close_timeout=CLOSE_TIMEOUT,
             )
         await exchange.complete.wait()

@@ -7,9 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 
-from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
-
-from .client import answer_close
+from picows_fast import WSListener, WSTransport
 
 # Messages published in one turn of the event loop, at most: between turns, connections are
 # served, also those that the messages come in on.
@@ -17,7 +15,7 @@ _MESSAGES_A_TURN = 32
 
 
 class Subscriber(WSListener):
-    """A connection that is published to. What the client sends is ignored, but for CLOSE."""
+    """A connection that is published to. What the client sends is ignored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,10 +26,6 @@ class Subscriber(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport = transport
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type == WSMsgType.CLOSE:
-            answer_close(transport, frame)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.writable.set()

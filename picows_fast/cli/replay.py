@@ -88,7 +88,9 @@ async def run(args: argparse.Namespace, summary: FeedSummary) -> int:
         return _Session(sessions, args)
 
     try:
-        server = await ws_create_server(accept, args.host, args.port, close_timeout=CLOSE_TIMEOUT)
+        server = await ws_create_server(
+            accept, args.host, args.port, enable_auto_close=True, close_timeout=CLOSE_TIMEOUT
+        )
     except OSError as error:
         raise CommandError(
             f"cannot listen on {args.host}:{args.port}: {error.strerror or error}"
@@ -109,4 +111,6 @@ async def run(args: argparse.Namespace, summary: FeedSummary) -> int:
         await asyncio.gather(
             *(session.close() for session in list(sessions)), return_exceptions=True
         )
+        # Whoever is still in the opening handshake.
+        server.close_clients()
         await server.wait_closed()

@@ -1,0 +1,85 @@
+"""A WebSocket transport for asyncio: frames are parsed where they were received and handed to a plain method.
+
+The names below are the public API, together with what ``picows_fast.core`` offers to cimport.
+"""
+
+from ._version import __version__
+from .client import ws_connect
+from .codec import FrameParser, WSCloseCode, WSFrame, WSMsgType, build_close_payload, build_frame
+from .core import (
+    PICOWS_DEBUG_LL,
+    WSAutoPingStrategy,
+    WSCloseHandshake,
+    WSCloseInfo,
+    WSListener,
+    WSTransport,
+)
+from .exceptions import (
+    WSConnectionClosedError,
+    WSError,
+    WSHandshakeError,
+    WSInvalidHeaderError,
+    WSInvalidMessageError,
+    WSInvalidStatusError,
+    WSInvalidUpgradeError,
+    WSInvalidURL,
+    WSPeerProtocolError,
+    WSProtocolError,
+    WSProxyError,
+    WSViolation,
+)
+from .handshake import ClientHandshake, ServerHandshake
+from .http_messages import (
+    HandshakeLimits,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
+from .listening import Server
+from .options import ClientOptions, ServerOptions
+from .server import ws_create_server
+from .states import WSDisconnectCause, WSState
+from .url import WSParsedURL, parse_url
+
+__all__ = [
+    "PICOWS_DEBUG_LL",
+    "ClientHandshake",
+    "ClientOptions",
+    "FrameParser",
+    "HandshakeLimits",
+    "Server",
+    "ServerHandshake",
+    "ServerOptions",
+    "WSAutoPingStrategy",
+    "WSCloseCode",
+    "WSCloseHandshake",
+    "WSCloseInfo",
+    "WSConnectionClosedError",
+    "WSDisconnectCause",
+    "WSError",
+    "WSFrame",
+    "WSHandshakeError",
+    "WSInvalidHeaderError",
+    "WSInvalidMessageError",
+    "WSInvalidStatusError",
+    "WSInvalidURL",
+    "WSInvalidUpgradeError",
+    "WSListener",
+    "WSMsgType",
+    "WSParsedURL",
+    "WSPeerProtocolError",
+    "WSProtocolError",
+    "WSProxyError",
+    "WSState",
+    "WSTransport",
+    "WSUpgradeRequest",
+    "WSUpgradeResponse",
+    "WSUpgradeResponseWithListener",
+    "WSViolation",
+    "__version__",
+    "build_close_payload",
+    "build_frame",
+    "parse_url",
+    "ws_connect",
+    "ws_create_server",
+]

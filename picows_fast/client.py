@@ -1,0 +1,223 @@
+"""``ws_connect``: from a URL to an open connection, through redirects, under one deadline.
+
+Owns the order of the steps and what is cleaned up when one fails or the caller is cancelled. Each step is
+somebody else's: ``connecting`` opens the socket, ``net`` the stream, ``core`` runs the opening handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .connecting import deadline, open_connection
+from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
+from .exceptions import WSError, WSInvalidStatusError
+from .handshake import ClientHandshake, redirect_headers
+from .net.open import open_stream
+from .options import ClientOptions, resolve_logger
+from .url import WSParsedURL, parse_url
+
+if TYPE_CHECKING:
+    from .connecting import SocketFactory
+    from .http_messages import HeadersLike, WSUpgradeRequest, WSUpgradeResponse
+
+__all__ = ["ListenerFactory", "ws_connect"]
+
+ListenerFactory = (
+    Callable[[], WSListener] | Callable[["WSUpgradeRequest", "WSUpgradeResponse"], WSListener]
+)
+
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
+
+async def ws_connect(
+    ws_listener_factory: ListenerFactory,
+    url: str,
+    *,
+    ssl_context: ssl.SSLContext | None = ClientOptions.ssl_context,
+    disconnect_on_exception: bool = ClientOptions.disconnect_on_exception,
+    websocket_handshake_timeout: float | None = ClientOptions.websocket_handshake_timeout,
+    logger_name: str | Any | None = ClientOptions.logger_name,
+    enable_auto_ping: bool = ClientOptions.enable_auto_ping,
+    auto_ping_idle_timeout: float = ClientOptions.auto_ping_idle_timeout,
+    auto_ping_reply_timeout: float = ClientOptions.auto_ping_reply_timeout,
+    auto_ping_strategy: WSAutoPingStrategy = WSAutoPingStrategy.PING_WHEN_IDLE,
+    enable_auto_pong: bool = ClientOptions.enable_auto_pong,
+    max_frame_size: int = ClientOptions.max_frame_size,
+    extra_headers: HeadersLike | None = ClientOptions.extra_headers,
+    max_redirects: int = ClientOptions.max_redirects,
+    proxy: str | None = ClientOptions.proxy,
+    proxy_ssl_context: ssl.SSLContext | None = ClientOptions.proxy_ssl_context,
+    read_buffer_init_size: int = ClientOptions.read_buffer_init_size,
+    socket_factory: SocketFactory | None = ClientOptions.socket_factory,
+    use_aiofastnet: bool | None = ClientOptions.use_aiofastnet,
+    close_timeout: float = ClientOptions.close_timeout,
+    enable_auto_close: bool = ClientOptions.enable_auto_close,
+    validate_sequence: bool = ClientOptions.validate_sequence,
+    write_high_watermark: int = ClientOptions.write_high_watermark,
+    write_low_watermark: int = ClientOptions.write_low_watermark,
+    max_write_backlog: int | None = ClientOptions.max_write_backlog,
+    coalesce_writes: bool = ClientOptions.coalesce_writes,
+    subprotocols: list[str] | tuple[str, ...] | None = ClientOptions.subprotocols,
+    ssl_session: ssl.SSLSession | None = ClientOptions.ssl_session,
+    **create_connection_kwargs: Any,
+) -> tuple[WSTransport, WSListener]:
+    """Connect to a WebSocket server (RFC 6455 4.1).
+
+    Every setting is described where its default is: :class:`picows_fast.options.ClientOptions`.
+
+    :param ws_listener_factory: returns the :class:`WSListener`; called without arguments, or with the
+        :class:`WSUpgradeRequest` and :class:`WSUpgradeResponse` if it cannot be called without
+    :param url: ``ws://`` or ``wss://``
+    :param create_connection_kwargs: the remaining settings of ``ClientOptions``, such as ``local_addr``, ``sock``,
+        ``unix_path``, ``family`` or ``server_hostname``
+    :returns: the transport and what the factory returned
+    :raises WSInvalidURL: not a WebSocket URL
+    :raises WSHandshakeError: the server refused, or does not speak WebSocket; see its subclasses
+    :raises WSProxyError: the proxy refused
+    :raises TimeoutError: not done within ``websocket_handshake_timeout`` (``asyncio.TimeoutError`` before 3.11)
+    :raises OSError: the network failed; :class:`ssl.SSLError` if TLS did
+    :raises TypeError, ValueError: an argument is not valid
+    """
+    options = ClientOptions(
+        ssl_context=ssl_context,
+        disconnect_on_exception=disconnect_on_exception,
+        websocket_handshake_timeout=websocket_handshake_timeout,
+        logger_name=logger_name,
+        enable_auto_ping=enable_auto_ping,
+        auto_ping_idle_timeout=auto_ping_idle_timeout,
+        auto_ping_reply_timeout=auto_ping_reply_timeout,
+        auto_ping_strategy=auto_ping_strategy,
+        enable_auto_pong=enable_auto_pong,
+        max_frame_size=max_frame_size,
+        extra_headers=extra_headers,
+        max_redirects=max_redirects,
+        proxy=proxy,
+        proxy_ssl_context=proxy_ssl_context,
+        read_buffer_init_size=read_buffer_init_size,
+        socket_factory=socket_factory,
+        use_aiofastnet=use_aiofastnet,
+        close_timeout=close_timeout,
+        enable_auto_close=enable_auto_close,
+        validate_sequence=validate_sequence,
+        write_high_watermark=write_high_watermark,
+        write_low_watermark=write_low_watermark,
+        max_write_backlog=max_write_backlog,
+        coalesce_writes=coalesce_writes,
+        subprotocols=subprotocols,
+        ssl_session=ssl_session,
+        **create_connection_kwargs,
+    )
+    factory = _two_argument_factory(ws_listener_factory)
+    target = parse_url(url)
+    redirects = 0
+    async with deadline(asyncio.get_running_loop(), websocket_handshake_timeout):
+        while True:
+            try:
+                return await _connect_once(factory, target, options)
+            except WSInvalidStatusError as error:
+                location = _redirect_location(error)
+                if location is None or options.max_redirects == 0:
+                    raise
+                if redirects == options.max_redirects:
+                    raise WSError(f"more than {redirects} redirects") from error
+                if options.sock is not None:
+                    raise WSError("redirected, but the given socket is used up") from error
+                redirects += 1
+                origin = target
+                target = origin.redirect(location)
+                if options.extra_headers is not None:
+                    headers = tuple(redirect_headers(options.extra_headers, origin, target))
+                    options = replace(options, extra_headers=headers)
+
+
+async def _connect_once(
+    factory: Callable[[Any, Any], WSListener], url: WSParsedURL, options: ClientOptions
+) -> tuple[WSTransport, WSListener]:
+    loop = asyncio.get_running_loop()
+    handshake = ClientHandshake(
+        url, extra_headers=options.extra_headers, subprotocols=options.subprotocols
+    )
+    connection = await open_connection(
+        url,
+        loop=loop,
+        proxy=options.proxy,
+        proxy_ssl_context=options.proxy_ssl_context,
+        socket_factory=options.socket_factory,
+        sock=options.sock,
+        local_addr=options.local_addr,
+        family=options.family,
+        proto=options.proto,
+        flags=options.flags,
+        happy_eyeballs_delay=options.happy_eyeballs_delay,
+        interleave=options.interleave,
+        unix_path=options.unix_path,
+    )
+    transport = None
+    try:
+        context = (options.ssl_context or default_ssl_context()) if url.is_secure else None
+        stream = await open_stream(
+            loop,
+            connection,
+            use_loop_transport=options.use_loop_transport,
+            context=context,
+            server_hostname=options.server_hostname or url.host,
+            session=options.ssl_session,
+            handshake_timeout=options.ssl_handshake_timeout,
+        )
+        logger = resolve_logger(options.logger_name, "client")
+        transport = new_transport(loop, stream, options, handshake, factory, logger, True, url.is_secure)
+        return transport, await transport._connect()
+    except BaseException:
+        if transport is not None:
+            transport.disconnect(graceful=False)
+        elif isinstance(connection, socket.socket):
+            connection.close()
+        else:
+            connection.abort()
+        raise
+
+
+@functools.lru_cache(maxsize=1)
+def default_ssl_context() -> ssl.SSLContext:
+    """Return the context of connections that bring none: loading the system's certificates takes a while."""
+    return ssl.create_default_context()
+
+
+def _redirect_location(error: WSInvalidStatusError) -> str | None:
+    response = error.response
+    if response is None or int(response.status) not in _REDIRECTS:
+        return None
+    location: str | None = response.headers.get("Location")
+    return location
+
+
+def _two_argument_factory(factory: Any) -> Callable[[Any, Any], WSListener]:
+    """Return the factory in the form ``(request, response)``, found out without calling it."""
+    if not callable(factory):
+        raise TypeError(f"ws_listener_factory must be callable, got {type(factory).__name__}")
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        # An extension type without a signature: to be made without arguments, like WSListener itself.
+        return lambda request, response: factory()
+    try:
+        signature.bind()
+    except TypeError:
+        pass
+    else:
+        return lambda request, response: factory()
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"ws_listener_factory must take no arguments or (request, response), not {signature}"
+        ) from None
+    takes_both: Callable[[Any, Any], WSListener] = factory
+    return takes_both

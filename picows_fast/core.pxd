@@ -1,0 +1,158 @@
+# What users subclass, call and cimport: the listener and the transport.
+#
+# A .pyx that cimports from here needs no include path and links against nothing. Methods that are `cpdef` can be
+# overridden and called at C speed; fields below "internal" may change in any release.
+
+from .codec cimport FrameParser, WSCloseCode, WSFrame, WSMsgType
+from .net.stream cimport ByteStream, StreamHandler
+
+from libc.stdint cimport uint8_t
+
+
+cpdef enum WSAutoPingStrategy:
+    PING_WHEN_IDLE = 1
+    PING_PERIODICALLY = 2
+
+
+# What one CLOSE frame said (RFC 6455 5.5.1).
+cdef class WSCloseInfo:
+    cdef:
+        readonly object code        # WSCloseCode, or int for a code of the application's own
+        readonly str reason         # None if there was none
+
+
+# The closing handshake so far (RFC 6455 7.1.2); each half is None until it happened.
+cdef class WSCloseHandshake:
+    cdef:
+        readonly WSCloseInfo recv
+        readonly WSCloseInfo sent
+        readonly bint recv_then_sent
+
+
+# How a listener's on_ws_frame is called; found out once, when the connection is made.
+cdef enum FrameCall:
+    CALL_NOTHING        # nobody overrides it
+    CALL_VTABLE         # overridden in Cython
+    CALL_PYTHON         # overridden in Python
+
+
+cdef class WSListener:
+    cdef object __weakref__
+
+    cpdef on_ws_connected(self, WSTransport transport)
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame)
+    cpdef on_ws_disconnected(self, WSTransport transport)
+
+    cpdef send_user_specific_ping(self, WSTransport transport)
+    cpdef is_user_specific_pong(self, WSFrame frame)
+
+    cpdef pause_writing(self)
+    cpdef resume_writing(self)
+
+
+cdef class WSTransport(StreamHandler):
+    cdef:
+        object __weakref__
+
+        readonly object underlying_transport    # has get_extra_info() and the rest of asyncio.Transport's surface
+        readonly object request                 # WSUpgradeRequest
+        readonly object response                # WSUpgradeResponse
+        readonly object subprotocol             # str, None if none was negotiated (RFC 6455 1.9)
+        readonly WSCloseHandshake close_handshake   # None until the first CLOSE frame
+        readonly object disconnect_cause        # WSDisconnectCause, None while connected
+        readonly object disconnect_exception    # what went wrong, None if nothing did
+        readonly bint is_client_side
+        readonly bint is_secure
+        readonly bint is_close_frame_sent
+        readonly bint is_disconnected
+
+        # --- internal from here on
+        unsigned long thread_id
+        object loop
+        object logger
+        object options              # ConnectionOptions
+        ByteStream stream
+        int state_code              # WSState
+        WSListener ws_listener
+        object server               # where the server counts this connection; None for a client
+
+        # opening handshake
+        object handshake            # ClientHandshake or ServerHandshake; None afterwards
+        object listener_factory
+        object connected_future     # client: what ws_connect waits for
+
+        # frames in
+        FrameParser parser
+        bint receiving              # frames are given out: not paused, not being ended
+        FrameCall frame_call
+        object frame_method         # the bound method for CALL_PYTHON
+        bint trace                  # frames are logged, at PICOWS_DEBUG_LL
+        bint asks_pong              # is_user_specific_pong() is overridden
+
+        # frames out
+        Py_ssize_t max_backlog      # bytes; -1: no limit
+        bytes held_pong             # the newest PONG, which waits for the backlog to shrink
+
+        # time
+        bint closing_armed          # ... and it is the closing deadline
+        object timer                # the one timer handle: handshake, auto-ping or closing deadline
+        object auto_ping            # AutoPing or None
+        object round_trips          # RoundTrips or None
+        object pong_waiter          # future of a measurement
+        object measure_lock
+        bint pong_expected
+        bint timed                  # last_received is kept
+        double last_received        # seconds of the monotonic clock
+
+        object disconnected_future  # made when somebody waits, or there is an error to tell
+
+    # `buffer` has room for the frame's header, 14 bytes, in front of it. It is not changed behind that, and free for
+    # reuse when the call returns.
+    cdef int send_reuse_external_buffer(self, WSMsgType msg_type, char* buffer, Py_ssize_t size, bint fin=*,
+                                        bint rsv1=*, bint rsv2=*, bint rsv3=*) except -1
+    cpdef send(self, WSMsgType msg_type, message, bint fin=*, bint rsv1=*, bint rsv2=*, bint rsv3=*)
+    cpdef send_reuse_external_bytearray(self, WSMsgType msg_type, bytearray buffer, Py_ssize_t msg_offset,
+                                        bint fin=*, bint rsv1=*, bint rsv2=*, bint rsv3=*)
+    cpdef send_ping(self, message=*)
+    cpdef send_pong(self, message=*)
+    cpdef send_close(self, close_code=*, close_message=*)
+    cpdef disconnect(self, bint graceful=*)
+    cpdef notify_user_specific_pong_received(self)
+    cpdef pause_reading(self)
+    cpdef resume_reading(self)
+    cpdef cork(self)
+    cpdef uncork(self)
+
+    # --- internal
+    cdef int _check_thread(self, str method) except -1
+    cdef int _send_frame(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
+                         unsigned int rsv) except -1
+    cdef int _send_large_masked(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
+                                unsigned int rsv) except -1
+    cdef int _check_backlog(self) except -1
+    cdef int _send_close_payload(self, bytes payload) except -1
+    cdef int _answer_ping(self, WSFrame frame) except -1
+    cdef Py_ssize_t _handshake_data(self, uint8_t *data, Py_ssize_t size) except -1
+    cdef int _upgraded(self, listener, request, response) except -1
+    cdef int _serve_request(self, request) except -1
+    cdef int _send_http(self, message) except -1
+    cdef int _refuse(self, error) except -1
+    cdef int _handshake_failed(self, cause, error) except -1
+    cdef Py_ssize_t _frames(self, uint8_t *data, Py_ssize_t size, object owner) except -1
+    cdef int _on_frame(self, WSFrame frame) except -1
+    cdef int _deliver(self, WSFrame frame) except -1
+    cdef int _on_close_frame(self, WSFrame frame) except -1
+    cdef int _after_close_received(self) except -1
+    cdef bint _is_pong(self, WSFrame frame) except -1
+    cdef int _on_pong(self, WSFrame frame) except -1
+    cdef int _update_pong_expected(self) except -1
+    cdef int _ping(self) except -1
+    cdef int _callback_failed(self, error, str method) except -1
+    cdef int _fail(self, cause, int close_code, bytes reason, error) except -1
+    cdef int _set_cause(self, cause, error) except -1
+    cdef int _close_stream(self) except -1
+    cdef int _arm(self, double delay) except -1
+    cdef int _disarm(self) except -1
+    cdef int _arm_closing(self) except -1
+    cdef int _on_ping_timer(self) except -1
+    cdef int _on_handshake_timeout(self) except -1

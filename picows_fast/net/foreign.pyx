@@ -1,0 +1,230 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""A ByteStream over an asyncio transport that somebody else made: Windows' proactor, custom loops, proxies.
+
+Owns the receive buffer that the transport reads into; the descriptor and the queue of what could not be sent
+are the transport's.
+"""
+
+import asyncio
+
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+from .stream cimport ByteStream, ReadSpace, StreamEnd
+
+
+cdef enum:
+    RECEIVE_SIZE = 64 * 1024
+
+
+class _Protocol(asyncio.BufferedProtocol):
+    """What the foreign transport calls; asyncio wants a Python class here."""
+
+    __slots__ = (
+        "buffer_updated", "connection_lost", "connection_made", "eof_received", "get_buffer", "pause_writing",
+        "resume_writing",
+    )
+
+    def __init__(self, stream):
+        self.get_buffer = stream._get_buffer
+        self.buffer_updated = stream._buffer_updated
+        self.eof_received = stream._eof_received
+        self.connection_made = stream._connection_made
+        self.connection_lost = stream._connection_lost
+        self.pause_writing = stream._pause_writing
+        self.resume_writing = stream._resume_writing
+
+
+cdef class ForeignStream(ByteStream):
+    """A stream over any :class:`asyncio.Transport`: connect the transport with :attr:`protocol`.
+
+    :param on_connected: called without arguments when the transport is there, or None
+    """
+
+    cdef:
+        readonly object protocol
+        readonly object transport
+        object on_connected
+        bint lost               # connection_lost() has come
+        bint transport_paused   # pause_writing() has come
+
+    def __init__(self, loop, on_connected=None):
+        self.loop = loop
+        self.on_connected = on_connected
+        # A transport may fill the buffer in another turn than it asked for it, so it cannot be a shared one.
+        self.space = ReadSpace(RECEIVE_SIZE)
+        ByteStream.set_write_buffer_limits(self)
+        self.protocol = _Protocol(self)
+
+    def attach(self, transport):
+        """Take over a transport that is connected already."""
+        transport.set_protocol(self.protocol)
+        self._connection_made(transport)
+        if not transport.is_reading():
+            transport.resume_reading()
+
+    # --- what the transport calls
+
+    def _connection_made(self, transport):
+        self.transport = transport
+        if self.closed:
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=self.high_watermark, low=self.low_watermark)
+        if self.backlog_end:
+            self.flush()
+        if self.on_connected is not None:
+            on_connected = self.on_connected
+            self.on_connected = None
+            on_connected()
+
+    def _get_buffer(self, sizehint):
+        cdef uint8_t *where
+        cdef Py_ssize_t room = self.reserve(&where)
+        return PyMemoryView_FromMemory(<char*> where, room, PyBUF_WRITE)
+
+    def _buffer_updated(self, Py_ssize_t size):
+        if not self.closing:
+            self.received(size)
+
+    def _eof_received(self):
+        self.report_end(StreamEnd.FIN, None)
+        # The transport stays open for what is still to be sent; close() and abort() end it.
+        return True
+
+    def _connection_lost(self, error):
+        self.lost = True
+        if self.closing:
+            self.finish()
+        elif error is None:
+            self.report_end(StreamEnd.FIN, None)
+        elif isinstance(error, ConnectionError):
+            self.report_end(StreamEnd.RESET, error)
+        else:
+            self.report_end(StreamEnd.FAILED, error)
+
+    def _pause_writing(self):
+        # Comes out of transport.write(), perhaps in the midst of a unit: check_high_watermark() passes it on.
+        self.transport_paused = True
+
+    def _resume_writing(self):
+        self.transport_paused = False
+        if not self.closed and self.writing_paused:
+            self.writing_paused = False
+            self.handler.stream_resume_writing()
+
+    # --- in
+
+    cpdef start(self):
+        pass
+
+    cpdef pause_reading(self):
+        if not self.closing:
+            self.reading_paused = True
+            if not self.lost and self.transport.is_reading():
+                self.transport.pause_reading()
+
+    cpdef resume_reading(self):
+        if self.reading_paused and not self.closing:
+            self.reading_paused = False
+            if self.pending is not None:
+                self.loop.call_soon(self._deliver_turn)
+            if not self.lost and not self.transport.is_reading():
+                self.transport.resume_reading()
+
+    def _deliver_turn(self):
+        if not self.closing and not self.reading_paused:
+            self.deliver_pending()
+
+    # --- out
+
+    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+                   const uint8_t *body, Py_ssize_t body_size) except -1:
+        cdef bytes joined
+        if self.closing or self.lost:
+            return 0
+        if self.transport is None or self.corks or self.coalescing or self.backlog_end:
+            self.append_backlog(head, head_size)
+            self.append_backlog(body, body_size)
+            if self.corks == 0 and self.transport is not None:
+                self.schedule_flush()
+            return 0
+        # The transport may queue the very object that it is given, so it gets one that nobody else has.
+        joined = PyBytes_FromStringAndSize(NULL, head_size + body_size)
+        memcpy(PyBytes_AS_STRING(joined), head, <size_t> head_size)
+        if body_size:
+            memcpy(PyBytes_AS_STRING(joined) + head_size, body, <size_t> body_size)
+        self.transport.write(joined)
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef Py_ssize_t size = self.backlog_end - self.backlog_start
+        cdef bytes joined
+        if size and self.transport is not None and not self.lost:
+            joined = PyBytes_FromStringAndSize(<char*> self.backlog + self.backlog_start, size)
+            # The transport has its own high watermark, so nothing here is paused because of this.
+            self.backlog_start = self.backlog_end = 0
+            self.transport.write(joined)
+        return 0
+
+    cdef int check_high_watermark(self) except -1:
+        if self.transport_paused and not (self.writing_paused or self.closing):
+            self.writing_paused = True
+            self.handler.stream_pause_writing()
+        return 0
+
+    cdef Py_ssize_t backlog_size(self) noexcept:
+        cdef Py_ssize_t size = self.backlog_end - self.backlog_start
+        if self.transport is not None and not self.lost:
+            try:
+                size += self.transport.get_write_buffer_size()
+            except Exception:
+                pass        # an ended transport of a foreign loop; it holds nothing
+        return size
+
+    # --- end
+
+    cpdef close(self):
+        if self.closing:
+            return
+        self.corks = 0
+        self.flush()
+        self.closing = True
+        self.pending = None
+        self.pending_start = self.pending_end = 0
+        if self.lost or self.transport is None:
+            self.finish()
+            return
+        if self.reading_paused and not self.transport.is_reading():
+            self.transport.resume_reading()     # to see the peer's FIN
+        if self.end_seen or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+
+    cdef int report_end(self, int end, object error) except -1:
+        if self.closing and not self.closed:
+            # Our FIN is sent or queued and the peer's has come: the transport sends what it holds and ends.
+            self.end_seen = True
+            self.transport.close()
+            return 0
+        return ByteStream.report_end(self, end, error)
+
+    cdef int finish(self) except -1:
+        if not self.closed:
+            if self.transport is not None and not self.lost:
+                self.transport.abort()
+            ByteStream.finish(self)
+        return 0
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        ByteStream.set_write_buffer_limits(self, high, low)
+        if self.transport is not None and not self.lost:
+            self.transport.set_write_buffer_limits(high=self.high_watermark, low=self.low_watermark)
+
+    def get_extra_info(self, name, default=None):
+        return default if self.transport is None else self.transport.get_extra_info(name, default)

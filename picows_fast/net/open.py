@@ -1,0 +1,86 @@
+"""Which ByteStream a connection gets, and how it is put on what was connected or accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+from .foreign import ForeignStream
+from .tls import TlsStream
+
+try:
+    from .tcp import TcpStream
+except ImportError:  # not a POSIX system
+    TcpStream = None  # type: ignore[assignment, misc]
+
+if TYPE_CHECKING:
+    from .stream import ByteStream
+
+__all__ = ["open_stream", "uses_loop_transport", "with_tls"]
+
+
+def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
+    """Whether bytes go through a transport of the loop's: if it is wanted, or nothing else is possible."""
+    if TcpStream is None or type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
+        return True
+    if hasattr(asyncio, "ProactorEventLoop") and isinstance(loop, asyncio.ProactorEventLoop):
+        return True
+    return bool(wanted)
+
+
+async def open_stream(
+    loop: asyncio.AbstractEventLoop,
+    connection: socket.socket | asyncio.Transport,
+    *,
+    use_loop_transport: bool | None = None,
+    context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+    handshake_timeout: float | None = None,
+) -> ByteStream:
+    """Return the stream of a client's connection, which it owns from now on; it is not started yet.
+
+    :param connection: a connected, non-blocking socket, or a transport whose reading is paused
+    :param context: for TLS; None: none
+    :param handshake_timeout: of TLS, seconds
+    """
+    stream: ByteStream
+    if not isinstance(connection, socket.socket):
+        stream = ForeignStream(loop)
+        stream.attach(connection)
+    elif uses_loop_transport(loop, use_loop_transport):
+        stream = ForeignStream(loop)
+        await loop.create_connection(lambda: stream.protocol, sock=connection)
+    else:
+        stream = TcpStream(loop, connection)
+    return with_tls(
+        stream,
+        context,
+        server_hostname=server_hostname,
+        session=session,
+        handshake_timeout=handshake_timeout,
+    )
+
+
+def with_tls(
+    stream: ByteStream,
+    context: ssl.SSLContext | None,
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+    handshake_timeout: float | None = None,
+) -> ByteStream:
+    """Return the stream with TLS laid over it, or the stream itself if there is no context."""
+    if context is None:
+        return stream
+    return TlsStream(
+        stream,
+        context,
+        server_side=server_side,
+        server_hostname=server_hostname,
+        session=session,
+        handshake_timeout=handshake_timeout,
+    )

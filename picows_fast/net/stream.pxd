@@ -1,0 +1,113 @@
+# ByteStream: bytes in order, both ways, over whatever carries them. StreamHandler: who is told of them.
+#
+# Owns: the receive buffers, what was received and not yet used, what was written and not yet sent, and the
+# orderly end of a stream. Does not own: any meaning of the bytes, deadlines (the handler has the timer), logging.
+#
+# The life of a stream: open -> close() (what was written is sent, then our FIN, then the peer's is awaited)
+# or abort() -> stream_closed() on the handler, exactly once, from the event loop, when everything is released.
+
+from libc.stdint cimport uint8_t
+
+
+# Why no more bytes will come.
+cpdef enum StreamEnd:
+    FIN = 1                 # the peer shut down its side
+    RESET = 2               # the peer, or something between, reset the connection
+    FAILED = 3              # the operating system gave up (timeout, unreachable, ...)
+    TLS_CLOSE_NOTIFY = 4    # TLS was shut down as RFC 8446 6.1 asks
+    TLS_TRUNCATED = 5       # FIN without close_notify: data may be missing
+    TLS_FAILED = 6          # handshake, certificate or record error
+
+
+# Memory that bytes are received into. Frames and views that outlive the read keep it alive.
+cdef class ReceiveBuffer:
+    cdef:
+        uint8_t *data
+        Py_ssize_t capacity
+
+
+# The receive buffer that all streams of one event loop share: it is only in use between a read and the
+# handler's return, so a stream without an unfinished unit owns none.
+cdef class ReadSpace:
+    cdef:
+        ReceiveBuffer buffer
+        Py_ssize_t base         # bytes below it are held by views that outlived their read
+        bint busy               # a handler is looking at it
+
+    cdef int settle(self, Py_ssize_t filled) except -1
+
+
+cdef class StreamHandler:
+    # Bytes have arrived; they may be changed in place. Returns how many were used: the rest is given
+    # again with what follows. `owner` is what keeps `data` alive; hold it to keep the memory.
+    cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1
+    # Size of the unfinished unit at the start of what was not used; 0 if it is not known.
+    cdef Py_ssize_t stream_wanted(self) noexcept
+    # No more bytes will come. The handler answers with close() or abort(), now or later.
+    cdef int stream_end(self, int end, object error) except -1
+    # Everything is released. Comes once, from the event loop; error is what sending failed with, if it did.
+    cdef int stream_closed(self) except -1
+    # The backlog went above the high or below the low watermark.
+    cdef int stream_pause_writing(self) except -1
+    cdef int stream_resume_writing(self) except -1
+
+
+cdef class ByteStream(StreamHandler):
+    cdef:
+        object __weakref__
+        readonly object loop
+        StreamHandler handler
+        int depth                       # streams below this one
+
+        # --- in
+        ReadSpace space
+        ReceiveBuffer pending           # received and not used yet; None if there is nothing
+        Py_ssize_t pending_start, pending_end
+        Py_ssize_t own_buffer_size      # bytes a large unfinished unit's buffer starts with
+        readonly bint reading_paused
+        bint end_seen                   # stream_end() was called
+
+        # --- out
+        uint8_t *backlog                # written and not sent yet: backlog[backlog_start:backlog_end]
+        Py_ssize_t backlog_start, backlog_end, backlog_capacity
+        Py_ssize_t high_watermark, low_watermark    # bytes
+        readonly bint writing_paused
+        int corks                       # cork() calls without their uncork()
+        bint coalescing                 # what one turn of the loop writes leaves together
+        bint flush_scheduled
+
+        # --- end
+        readonly bint closing           # close() or abort() was called
+        readonly bint closed            # everything is released, or about to be by the next turn
+
+    # Send two pieces in order; what cannot be sent at once is copied to the backlog.
+    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+                   const uint8_t *body, Py_ssize_t body_size) except -1
+    # To be called when a whole unit was written: pause_writing() must not come in the midst of one.
+    cdef int check_high_watermark(self) except -1
+    # Bytes that wait for the peer.
+    cdef Py_ssize_t backlog_size(self) noexcept
+    cdef int cork(self) except -1
+    cdef int uncork(self) except -1
+    # Begin to receive. A TLS stream begins its handshake, and holds writes back until that is done.
+    cpdef start(self)
+    cpdef close(self)
+    cpdef abort(self)
+    cpdef pause_reading(self)
+    cpdef resume_reading(self)
+
+    # --- for implementations
+    cdef int flush(self) except -1
+    cdef Py_ssize_t reserve(self, uint8_t **where) except -1
+    cdef int received(self, Py_ssize_t size) except -1
+    cdef int deliver_pending(self) except -1
+    cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int append_backlog(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int backlog_sent(self, Py_ssize_t size) except -1
+    cdef int schedule_flush(self) except -1
+    cdef int report_end(self, int end, object error) except -1
+    cdef int finish(self) except -1
+
+
+cdef ReceiveBuffer new_receive_buffer(Py_ssize_t capacity)
+cdef ReadSpace read_space(object loop, int depth)

@@ -1,0 +1,355 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""What every ByteStream has in common: receive buffers, the backlog, watermarks, the one end.
+
+The implementations (``tcp``, ``tls``, ``foreign``) say how bytes are got and given.
+"""
+
+import weakref
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from libc.string cimport memcpy, memmove
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object)
+
+
+cdef enum:
+    # One read takes this much at most, so a flooding peer gets its turn and no more.
+    READ_SPACE_SIZE = 256 * 1024
+    # A read into less room than this is not worth its system call: a fresh buffer is made instead.
+    READ_SPACE_MINIMUM = 16 * 1024
+    # An unfinished unit up to this size is copied in front of the next read; above, it gets a buffer of its own
+    # that grows with what really arrives, so that each byte is moved a bounded number of times.
+    SMALL_PENDING = 4 * 1024
+    # An empty backlog keeps this much memory for the next time.
+    BACKLOG_KEPT = 16 * 1024
+
+
+# --- Receive buffers -----------------------------------------------------------------------------
+
+cdef class ReceiveBuffer:
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+
+cdef ReceiveBuffer new_receive_buffer(Py_ssize_t capacity):
+    cdef ReceiveBuffer buffer = ReceiveBuffer.__new__(ReceiveBuffer)
+    buffer.data = <uint8_t*> PyMem_Malloc(<size_t> capacity)
+    if buffer.data == NULL:
+        raise MemoryError()
+    buffer.capacity = capacity
+    return buffer
+
+
+cdef class ReadSpace:
+    def __cinit__(self, Py_ssize_t capacity=READ_SPACE_SIZE):
+        self.buffer = new_receive_buffer(capacity)
+
+    cdef int settle(self, Py_ssize_t filled) except -1:
+        """Find where the next read may go: over these bytes, unless somebody still looks at them."""
+        if Py_REFCNT(self.buffer) == 1:
+            self.base = 0
+            return 0
+        # Going on behind what is held fills a buffer before it is given away: small views kept from many
+        # reads hold one buffer together, not one each.
+        self.base = (filled + 63) & ~63
+        if self.buffer.capacity - self.base < READ_SPACE_MINIMUM:
+            self.buffer = new_receive_buffer(self.buffer.capacity)
+            self.base = 0
+        return 0
+
+
+cdef object _read_spaces = weakref.WeakKeyDictionary()
+
+
+cdef ReadSpace read_space(object loop, int depth):
+    """The space of streams of this loop that lie on `depth` others: those of a stack read inside each other."""
+    spaces = _read_spaces.get(loop)
+    if spaces is None:
+        spaces = _read_spaces[loop] = {}
+    space = spaces.get(depth)
+    if space is None:
+        space = spaces[depth] = ReadSpace()
+    return space
+
+
+# --- Streams -------------------------------------------------------------------------------------
+
+cdef class StreamHandler:
+    cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1:
+        return size
+
+    cdef Py_ssize_t stream_wanted(self) noexcept:
+        return 0
+
+    cdef int stream_end(self, int end, object error) except -1:
+        return 0
+
+    cdef int stream_closed(self) except -1:
+        return 0
+
+    cdef int stream_pause_writing(self) except -1:
+        return 0
+
+    cdef int stream_resume_writing(self) except -1:
+        return 0
+
+
+cdef class ByteStream(StreamHandler):
+    """Bytes in order, both ways. Has the read-only surface of :class:`asyncio.Transport`.
+
+    Writing is the business of the layer above; to write to the stream itself would corrupt its framing.
+    """
+
+    def __dealloc__(self):
+        PyMem_Free(self.backlog)
+
+    # --- in
+
+    cpdef start(self):
+        """Begin to receive."""
+        raise NotImplementedError
+
+    cdef Py_ssize_t reserve(self, uint8_t **where) except -1:
+        """Where the next bytes go, and how many may. received() must follow in the same call from the loop."""
+        cdef Py_ssize_t held = self.pending_end - self.pending_start
+        cdef Py_ssize_t wanted, capacity
+        cdef ReceiveBuffer buffer
+        cdef ReadSpace space = self.space
+        if held > SMALL_PENDING:
+            wanted = self.handler.stream_wanted()
+            capacity = self.pending.capacity - self.pending_start
+            if capacity == held:
+                self._save(self.pending.data + self.pending_start, held)
+                capacity = self.pending.capacity
+            where[0] = self.pending.data + self.pending_end
+            # Not a byte more than the unit has: what follows it belongs into the shared space.
+            return (min(wanted, capacity) if wanted > held else capacity) - held
+        if space.busy:
+            space = self.space = ReadSpace()
+        buffer = space.buffer
+        if held:
+            memcpy(buffer.data + space.base, self.pending.data + self.pending_start, <size_t> held)
+        where[0] = buffer.data + space.base + held
+        return buffer.capacity - space.base - held
+
+    cdef int received(self, Py_ssize_t size) except -1:
+        """`size` bytes are where reserve() said: show them to the handler, keep what it does not use."""
+        cdef Py_ssize_t held = self.pending_end - self.pending_start
+        cdef Py_ssize_t used
+        cdef uint8_t *data
+        cdef ReadSpace space
+        if held > SMALL_PENDING:
+            self.pending_end += size
+            return self.deliver_pending()
+        space = self.space
+        self.pending = None
+        self.pending_start = self.pending_end = 0
+        data = space.buffer.data + space.base
+        size += held
+        space.busy = True
+        try:
+            used = self.handler.stream_data(data, size, space.buffer)
+            if used < size and not self.closing:
+                self._save(data + used, size - used)
+        finally:
+            space.busy = False
+            space.settle(space.base + size)
+        return 0
+
+    cdef int deliver_pending(self) except -1:
+        """Show the handler what is kept."""
+        cdef ReceiveBuffer buffer = self.pending
+        cdef Py_ssize_t used
+        if buffer is None:
+            return 0
+        used = self.handler.stream_data(
+            buffer.data + self.pending_start, self.pending_end - self.pending_start, buffer
+        )
+        self.pending_start += used
+        if self.pending_start == self.pending_end or self.closing:
+            self.pending = None
+            self.pending_start = self.pending_end = 0
+        return 0
+
+    cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Keep unused bytes in a buffer of our own, with room to grow if the unit is a large one."""
+        cdef Py_ssize_t capacity = size
+        cdef Py_ssize_t wanted
+        cdef ReceiveBuffer buffer
+        if size > SMALL_PENDING:
+            # By doubling, not by what a header claims: memory follows what the peer really sends.
+            capacity = max(2 * size, self.own_buffer_size)
+            wanted = self.handler.stream_wanted()
+            if size < wanted < capacity:
+                capacity = wanted
+        buffer = new_receive_buffer(capacity)
+        memcpy(buffer.data, data, <size_t> size)
+        self.pending = buffer
+        self.pending_start = 0
+        self.pending_end = size
+        return 0
+
+    cpdef pause_reading(self):
+        """Stop receiving. What the kernel has buffered stays there, and the peer is slowed down by TCP."""
+        raise NotImplementedError
+
+    cpdef resume_reading(self):
+        """Receive again."""
+        raise NotImplementedError
+
+    cdef int report_end(self, int end, object error) except -1:
+        if self.end_seen or self.closed:
+            return 0
+        self.end_seen = True
+        if self.closing:
+            # Our side has been waiting for this, or still has something to send, or no longer can.
+            if self.backlog_size() == 0 or end in (StreamEnd.RESET, StreamEnd.FAILED, StreamEnd.TLS_FAILED):
+                self.finish()
+            return 0
+        return self.handler.stream_end(end, error)
+
+    # --- out
+
+    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+                   const uint8_t *body, Py_ssize_t body_size) except -1:
+        raise NotImplementedError
+
+    cdef int flush(self) except -1:
+        """Send what the backlog holds, as far as it goes."""
+        raise NotImplementedError
+
+    cdef Py_ssize_t backlog_size(self) noexcept:
+        return self.backlog_end - self.backlog_start
+
+    cdef int append_backlog(self, const uint8_t *data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t held = self.backlog_end - self.backlog_start
+        cdef Py_ssize_t capacity
+        cdef void *grown
+        if size == 0:
+            return 0
+        if self.backlog_capacity - self.backlog_end < size and self.backlog_start >= held:
+            memmove(self.backlog, self.backlog + self.backlog_start, <size_t> held)
+            self.backlog_start = 0
+            self.backlog_end = held
+        if self.backlog_capacity - self.backlog_end < size:
+            capacity = max(2 * self.backlog_capacity, self.backlog_end + size)
+            grown = PyMem_Realloc(self.backlog, <size_t> capacity)
+            if grown == NULL:
+                raise MemoryError()
+            self.backlog = <uint8_t*> grown
+            self.backlog_capacity = capacity
+        memcpy(self.backlog + self.backlog_end, data, <size_t> size)
+        self.backlog_end += size
+        return 0
+
+    cdef int backlog_sent(self, Py_ssize_t size) except -1:
+        self.backlog_start += size
+        if self.backlog_start == self.backlog_end:
+            self.backlog_start = self.backlog_end = 0
+            if self.backlog_capacity > BACKLOG_KEPT:
+                PyMem_Free(self.backlog)
+                self.backlog = NULL
+                self.backlog_capacity = 0
+        if self.writing_paused and self.backlog_size() <= self.low_watermark and not self.closed:
+            self.writing_paused = False
+            self.handler.stream_resume_writing()
+        return 0
+
+    cdef int check_high_watermark(self) except -1:
+        if not self.writing_paused and self.backlog_size() > self.high_watermark:
+            self.writing_paused = True
+            self.handler.stream_pause_writing()
+        return 0
+
+    cdef int cork(self) except -1:
+        """Hold back what is written until the matching uncork(), so that it leaves together."""
+        self.corks += 1
+        return 0
+
+    cdef int uncork(self) except -1:
+        if self.corks:
+            self.corks -= 1
+            if self.corks == 0 and self.backlog_size() and not self.closed:
+                self.flush()
+        return 0
+
+    cdef int schedule_flush(self) except -1:
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
+            self.loop.call_soon(self._flush_turn)
+        return 0
+
+    def _flush_turn(self):
+        self.flush_scheduled = False
+        if not self.closed and self.corks == 0:
+            self.flush()
+
+    # --- end
+
+    cpdef close(self):
+        """Send what was written, then end the stream in order."""
+        raise NotImplementedError
+
+    cpdef abort(self):
+        """End the stream at once; what was not sent is lost."""
+        if not self.closed:
+            self.closing = True
+            self.finish()
+
+    cdef int finish(self) except -1:
+        """Free what is held and tell the handler. Implementations release what they own first."""
+        self.closing = self.closed = True
+        self.pending = None
+        self.pending_start = self.pending_end = 0
+        self.backlog_start = self.backlog_end = self.backlog_capacity = 0
+        PyMem_Free(self.backlog)
+        self.backlog = NULL
+        if self.loop.is_closed():
+            self._tell_closed()
+        else:
+            self.loop.call_soon(self._tell_closed)
+        return 0
+
+    def _tell_closed(self):
+        cdef StreamHandler handler = self.handler
+        self.handler = None
+        if handler is not None:
+            handler.stream_closed()
+
+    # --- the surface of asyncio.Transport
+
+    def get_extra_info(self, name, default=None):
+        """Return what is known of the connection: ``socket``, ``peername``, ``sockname``, ``ssl_object``, ..."""
+        return default
+
+    def is_closing(self):
+        """Return True once the stream is closing or closed."""
+        return self.closing
+
+    def is_reading(self):
+        """Return True while bytes are being received."""
+        return not (self.reading_paused or self.closing or self.end_seen)
+
+    def get_write_buffer_size(self):
+        """Return the bytes that were written and not sent yet."""
+        return self.backlog_size()
+
+    def get_write_buffer_limits(self):
+        """Return (low, high), the watermarks in bytes."""
+        return self.low_watermark, self.high_watermark
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """Set the watermarks in bytes.
+
+        :raises ValueError: not 0 <= low <= high
+        """
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not 0 <= low <= high:
+            raise ValueError(f"the watermarks must satisfy 0 <= low <= high, got low={low}, high={high}")
+        self.high_watermark = high
+        self.low_watermark = low

@@ -1,0 +1,23 @@
+# See tcp.pyx. Declared for core and for streams that lie on a descriptor.
+
+from .stream cimport ByteStream
+
+
+cdef class TcpStream(ByteStream):
+    cdef:
+        int fd
+        object sock
+        object peername
+        bint reading            # the loop watches the descriptor for reading
+        bint writing            # ... for writing
+        bint shut               # our FIN is sent
+        bint send_failed        # sending is over; reading goes on until it ends too
+
+    cdef bint _read_once(self) except -1
+    cdef int _read_failed(self, int error) except -1
+    cdef int start_reading(self) except -1
+    cdef int _stop_reading(self) except -1
+    cdef int _send_failed(self, int error) except -1
+    cdef int _start_writing(self) except -1
+    cdef int _stop_writing(self) except -1
+    cdef int _shut(self) except -1

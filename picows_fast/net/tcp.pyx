@@ -1,0 +1,287 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""A ByteStream that owns a connected stream socket (TCP or Unix): ``add_reader`` and system calls in C.
+
+One readiness event is one ``recv`` into the shared buffer; one write is one ``send``. POSIX only.
+"""
+
+import os
+import socket
+
+from libc.errno cimport ECONNABORTED, ECONNRESET, EPIPE, errno
+from libc.stdint cimport uint8_t
+
+from .stream cimport ByteStream, StreamEnd, read_space
+
+
+cdef extern from *:
+    """
+    #include <sys/types.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <errno.h>
+    #include <string.h>
+
+    static inline int would_block(int error)
+    {
+        return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
+    }
+
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0  /* SO_NOSIGPIPE is set instead where that exists */
+    #endif
+
+    static inline ssize_t pf_send(int fd, const void *data, size_t size)
+    {
+        return send(fd, data, size, MSG_NOSIGNAL);
+    }
+
+    static inline ssize_t pf_send_two(int fd, const void *head, size_t head_size,
+                                      const void *body, size_t body_size)
+    {
+        struct iovec parts[2];
+        struct msghdr message;
+
+        parts[0].iov_base = (void *)head;
+        parts[0].iov_len = head_size;
+        parts[1].iov_base = (void *)body;
+        parts[1].iov_len = body_size;
+        memset(&message, 0, sizeof message);
+        message.msg_iov = parts;
+        message.msg_iovlen = 2;
+        return sendmsg(fd, &message, MSG_NOSIGNAL);
+    }
+
+    static inline ssize_t pf_recv(int fd, void *data, size_t size)
+    {
+        return recv(fd, data, size, 0);
+    }
+    """
+    bint would_block(int error) nogil
+    Py_ssize_t pf_send(int fd, const void *data, size_t size) nogil
+    Py_ssize_t pf_send_two(int fd, const void *head, size_t head_size, const void *body, size_t body_size) nogil
+    Py_ssize_t pf_recv(int fd, void *data, size_t size) nogil
+
+
+cdef object os_error(int error):
+    return OSError(error, os.strerror(error))
+
+
+cdef class TcpStream(ByteStream):
+    """A stream over a connected, non-blocking socket, which it owns from now on."""
+
+    def __cinit__(self, loop, sock):
+        self.fd = -1
+
+    def __init__(self, loop, sock):
+        self.loop = loop
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.space = read_space(loop, 0)
+        self.set_write_buffer_limits()
+        if hasattr(socket, "SO_NOSIGPIPE"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
+
+    # --- in
+
+    def _on_readable(self):
+        self._read_once()
+
+    cdef bint _read_once(self) except -1:
+        """One system call. Returns whether bytes came."""
+        cdef uint8_t *where
+        cdef Py_ssize_t room, size
+        if not self.reading:
+            return False
+        room = self.reserve(&where)
+        size = pf_recv(self.fd, where, <size_t> room)
+        if size > 0:
+            if not self.closing:    # else nobody is interested any more: only the peer's FIN is awaited
+                self.received(size)
+            return True
+        if size == 0:
+            self._stop_reading()
+            self.report_end(StreamEnd.FIN, None)
+        elif not would_block(errno):
+            self._read_failed(errno)
+        return False
+
+    cdef int _read_failed(self, int error) except -1:
+        self._stop_reading()
+        self.send_failed = True
+        self.report_end(
+            StreamEnd.RESET if error in (ECONNRESET, EPIPE, ECONNABORTED) else StreamEnd.FAILED, os_error(error)
+        )
+        return 0
+
+    cpdef start(self):
+        self.start_reading()
+
+    cdef int start_reading(self) except -1:
+        if not self.reading and not self.closed and not self.end_seen:
+            self.reading = True
+            self.loop.add_reader(self.fd, self._on_readable)
+        return 0
+
+    cdef int _stop_reading(self) except -1:
+        if self.reading:
+            self.reading = False
+            self.loop.remove_reader(self.fd)
+        return 0
+
+    cpdef pause_reading(self):
+        if not self.closing:
+            self.reading_paused = True
+            self._stop_reading()
+
+    cpdef resume_reading(self):
+        if self.reading_paused and not self.closing:
+            self.reading_paused = False
+            if self.pending is not None:
+                self.loop.call_soon(self._deliver_turn)
+            self.start_reading()
+
+    def _deliver_turn(self):
+        if not self.closing and not self.reading_paused:
+            self.deliver_pending()
+
+    # --- out
+
+    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+                   const uint8_t *body, Py_ssize_t body_size) except -1:
+        cdef Py_ssize_t sent
+        if self.closing or self.send_failed:
+            return 0
+        if self.backlog_end or self.corks or self.coalescing:
+            self.append_backlog(head, head_size)
+            self.append_backlog(body, body_size)
+            if self.corks == 0 and not self.writing:
+                self.schedule_flush()
+            return 0
+        if body_size:
+            sent = pf_send_two(self.fd, head, <size_t> head_size, body, <size_t> body_size)
+        else:
+            sent = pf_send(self.fd, head, <size_t> head_size)
+        if sent == head_size + body_size:
+            return 0
+        if sent < 0:
+            if not would_block(errno):
+                return self._send_failed(errno)
+            sent = 0
+        if sent < head_size:
+            self.append_backlog(head + sent, head_size - sent)
+            sent = head_size
+        self.append_backlog(body + (sent - head_size), head_size + body_size - sent)
+        self._start_writing()
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef Py_ssize_t size = self.backlog_size()
+        cdef Py_ssize_t sent
+        if size and not self.send_failed:
+            sent = pf_send(self.fd, self.backlog + self.backlog_start, <size_t> size)
+            if sent < 0:
+                if not would_block(errno):
+                    return self._send_failed(errno)
+                sent = 0
+            self.backlog_sent(sent)
+            if self.closed:
+                return 0
+        if self.backlog_size():
+            self._start_writing()
+            self.check_high_watermark()
+        else:
+            self._stop_writing()
+            if self.closing:
+                self._shut()
+        return 0
+
+    def _on_writable(self):
+        if not self.closed:
+            self.flush()
+
+    cdef int _send_failed(self, int error) except -1:
+        # What the peer sent before it went away (a CLOSE, say) may still be waiting to be read: reading
+        # finds the end of the stream behind it and reports that.
+        self.send_failed = True
+        self._stop_writing()
+        self.backlog_sent(self.backlog_size())
+        if not self.closed:
+            self.loop.call_soon(self._after_send_failed, error)
+        return 0
+
+    def _after_send_failed(self, int error):
+        if self._read_once() and not self.closed:
+            self.loop.call_soon(self._after_send_failed, error)
+        elif not self.end_seen and not self.closed:
+            self._read_failed(error)
+
+    cdef int _start_writing(self) except -1:
+        if not self.writing:
+            self.writing = True
+            self.loop.add_writer(self.fd, self._on_writable)
+        return 0
+
+    cdef int _stop_writing(self) except -1:
+        if self.writing:
+            self.writing = False
+            self.loop.remove_writer(self.fd)
+        return 0
+
+    # --- end
+
+    cpdef close(self):
+        if self.closing:
+            return
+        self.closing = True
+        self.pending = None
+        self.pending_start = self.pending_end = 0
+        self.corks = 0
+        if self.send_failed:
+            self.finish()
+            return
+        # Reads are thrown away from here on; a peer that is blocked in its own send could not read ours.
+        self.start_reading()
+        self.flush()
+
+    cdef int _shut(self) except -1:
+        """Everything is sent: send our FIN and wait for the peer's.
+
+        Closing a descriptor with unread bytes makes the kernel reset the connection, which can destroy
+        what we sent last on its way.
+        """
+        if self.shut:
+            return 0
+        self.shut = True
+        if self.end_seen:
+            return self.finish()
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.finish()
+        return 0
+
+    cdef int finish(self) except -1:
+        if self.closed:
+            return 0
+        self.peername = self.get_extra_info("peername")
+        try:
+            self._stop_reading()
+            self._stop_writing()
+        finally:
+            self.fd = -1
+            self.sock.close()
+            ByteStream.finish(self)
+        return 0
+
+    def get_extra_info(self, name, default=None):
+        if name == "socket":
+            return self.sock
+        try:
+            if name == "peername":
+                return self.peername if self.peername is not None else self.sock.getpeername()
+            if name == "sockname":
+                return self.sock.getsockname()
+        except OSError:
+            pass
+        return default

@@ -1,0 +1,156 @@
+"""``ws_create_server``: listening, and a transport for each connection that is accepted.
+
+Owns how the two come together. ``listening`` binds, accepts and counts; ``core`` runs each connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl as ssl_module
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .core import WSAutoPingStrategy, WSListener, new_transport
+from .handshake import ServerHandshake
+from .listening import LoopAcceptor, Server, open_listening_sockets
+from .net.foreign import ForeignStream
+from .net.open import TcpStream, uses_loop_transport, with_tls
+from .options import ServerOptions, resolve_logger
+
+if TYPE_CHECKING:
+    from .http_messages import WSUpgradeRequest, WSUpgradeResponseWithListener
+    from .net.stream import ByteStream
+
+__all__ = ["ServerListenerFactory", "ws_create_server"]
+
+ServerListenerFactory = Callable[
+    ["WSUpgradeRequest"], "WSListener | WSUpgradeResponseWithListener | None"
+]
+
+
+async def ws_create_server(
+    ws_listener_factory: ServerListenerFactory,
+    host: str | Sequence[str] | None = None,
+    port: int | None = None,
+    *,
+    disconnect_on_exception: bool = ServerOptions.disconnect_on_exception,
+    websocket_handshake_timeout: float | None = ServerOptions.websocket_handshake_timeout,
+    logger_name: str | Any | None = ServerOptions.logger_name,
+    enable_auto_ping: bool = ServerOptions.enable_auto_ping,
+    auto_ping_idle_timeout: float = ServerOptions.auto_ping_idle_timeout,
+    auto_ping_reply_timeout: float = ServerOptions.auto_ping_reply_timeout,
+    auto_ping_strategy: WSAutoPingStrategy = WSAutoPingStrategy.PING_WHEN_IDLE,
+    enable_auto_pong: bool = ServerOptions.enable_auto_pong,
+    max_frame_size: int = ServerOptions.max_frame_size,
+    read_buffer_init_size: int = ServerOptions.read_buffer_init_size,
+    use_aiofastnet: bool | None = ServerOptions.use_aiofastnet,
+    close_timeout: float = ServerOptions.close_timeout,
+    enable_auto_close: bool = ServerOptions.enable_auto_close,
+    validate_sequence: bool = ServerOptions.validate_sequence,
+    write_high_watermark: int = ServerOptions.write_high_watermark,
+    write_low_watermark: int = ServerOptions.write_low_watermark,
+    max_write_backlog: int | None = ServerOptions.max_write_backlog,
+    coalesce_writes: bool = ServerOptions.coalesce_writes,
+    subprotocols: list[str] | tuple[str, ...] | None = ServerOptions.subprotocols,
+    ssl: ssl_module.SSLContext | None = ServerOptions.ssl,
+    sock: socket.socket | None = ServerOptions.sock,
+    unix_path: str | bytes | os.PathLike[str] | None = ServerOptions.unix_path,
+    backlog: int = ServerOptions.backlog,
+    **create_server_kwargs: Any,
+) -> Server:
+    """Listen for WebSocket connections (RFC 6455 4.2).
+
+    Every setting is described where its default is: :class:`picows_fast.options.ServerOptions`.
+
+    :param ws_listener_factory: called with the :class:`WSUpgradeRequest`. Returns the :class:`WSListener` of the
+        connection, a :class:`WSUpgradeResponseWithListener` to say more in the response or to answer plain HTTP, or
+        None for 404. If it raises, the client gets 500 and the log the error.
+    :param host: address or name to listen on, or several; None or "": every interface
+    :param port: port number; 0 or None: a free one, see ``server.sockets[0].getsockname()``
+    :param create_server_kwargs: the remaining settings of ``ServerOptions``, such as ``family``, ``reuse_port`` or
+        ``start_serving``
+    :returns: a :class:`Server`, which has the interface of :class:`asyncio.Server`
+    :raises OSError: an address cannot be listened on
+    :raises TypeError, ValueError: an argument is not valid
+    """
+    options = ServerOptions(
+        disconnect_on_exception=disconnect_on_exception,
+        websocket_handshake_timeout=websocket_handshake_timeout,
+        logger_name=logger_name,
+        enable_auto_ping=enable_auto_ping,
+        auto_ping_idle_timeout=auto_ping_idle_timeout,
+        auto_ping_reply_timeout=auto_ping_reply_timeout,
+        auto_ping_strategy=auto_ping_strategy,
+        enable_auto_pong=enable_auto_pong,
+        max_frame_size=max_frame_size,
+        read_buffer_init_size=read_buffer_init_size,
+        use_aiofastnet=use_aiofastnet,
+        close_timeout=close_timeout,
+        enable_auto_close=enable_auto_close,
+        validate_sequence=validate_sequence,
+        write_high_watermark=write_high_watermark,
+        write_low_watermark=write_low_watermark,
+        max_write_backlog=max_write_backlog,
+        coalesce_writes=coalesce_writes,
+        subprotocols=subprotocols,
+        ssl=ssl,
+        sock=sock,
+        unix_path=unix_path,
+        backlog=backlog,
+        **create_server_kwargs,
+    )
+    if not callable(ws_listener_factory):
+        raise TypeError(
+            f"ws_listener_factory must be callable, got {type(ws_listener_factory).__name__}"
+        )
+    loop = asyncio.get_running_loop()
+    logger = resolve_logger(options.logger_name, "server")
+    sockets = await open_listening_sockets(
+        loop,
+        host,
+        port,
+        family=options.family,
+        flags=options.flags,
+        sock=options.sock,
+        backlog=options.backlog,
+        reuse_address=options.reuse_address,
+        reuse_port=options.reuse_port,
+        unix_path=options.unix_path,
+    )
+
+    def serve(stream: ByteStream) -> None:
+        stream = with_tls(
+            stream, options.ssl, server_side=True, handshake_timeout=options.ssl_handshake_timeout
+        )
+        handshake = ServerHandshake(subprotocols=options.subprotocols)
+        transport = new_transport(
+            loop, stream, options, handshake, ws_listener_factory, logger, False, ssl is not None, server
+        )
+        server.attach(transport)
+        transport._serve()
+
+    def on_socket(accepted: socket.socket, address: Any) -> None:
+        serve(TcpStream(loop, accepted))
+
+    def make_protocol() -> asyncio.BaseProtocol:
+        stream = ForeignStream(loop, lambda: serve(stream))
+        return stream.protocol
+
+    acceptor = None
+    if uses_loop_transport(loop, options.use_loop_transport):
+        acceptor = LoopAcceptor(loop, sockets, make_protocol, backlog=options.backlog)
+    server = Server(
+        loop,
+        sockets,
+        on_socket,
+        acceptor=acceptor,
+        backlog=options.backlog,
+        keep_alive=bool(options.keep_alive),
+        unix_path=options.unix_path,
+        logger=logger,
+    )
+    if options.start_serving:
+        await server.start_serving()
+    return server

@@ -1,0 +1,75 @@
+"""The states of a connection, what leads from one to the next, and why a connection ended.
+
+Tables only: ``core`` follows them, the documentation's diagram is made from them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["TRANSITIONS", "WSDisconnectCause", "WSState"]
+
+
+class WSState(IntEnum):
+    """The state of a connection, ``WSTransport.state`` (RFC 6455 4.1, 7.1.3, 7.1.4)."""
+
+    CONNECTING = 0
+    """The opening handshake is under way; nothing can be sent."""
+    OPEN = 1
+    """Frames go both ways."""
+    CLOSING = 2
+    """A CLOSE was sent or received, or the stream is being ended; a deadline runs."""
+    CLOSED = 3
+    """The connection is gone and ``on_ws_disconnected`` was called."""
+
+
+#: (state, what happens, next state)
+TRANSITIONS: tuple[tuple[WSState, str, WSState], ...] = (
+    (WSState.CONNECTING, "opening handshake succeeds", WSState.OPEN),
+    (WSState.CONNECTING, "handshake refused: the response is sent", WSState.CLOSING),
+    (WSState.CONNECTING, "peer gone, deadline, abort", WSState.CLOSED),
+    (WSState.OPEN, "send_close(), disconnect()", WSState.CLOSING),
+    (WSState.OPEN, "CLOSE received", WSState.CLOSING),
+    (WSState.OPEN, "protocol error, callback error, ping timeout", WSState.CLOSING),
+    (WSState.OPEN, "peer ends the stream", WSState.CLOSING),
+    (WSState.OPEN, "disconnect(graceful=False), backlog limit, reset", WSState.CLOSED),
+    (WSState.CLOSING, "the stream has ended on both sides", WSState.CLOSED),
+    (WSState.CLOSING, "close_timeout", WSState.CLOSED),
+)
+
+
+class WSDisconnectCause(IntEnum):
+    """What ended a connection: the first of these that happened, ``WSTransport.disconnect_cause``."""
+
+    CLOSE_FRAME = 1
+    """The peer sent CLOSE; ``close_handshake`` has the codes (RFC 6455 7.1.5)."""
+    LOCAL_DISCONNECT = 2
+    """``disconnect()`` was called."""
+    LOCAL_ABORT = 3
+    """``disconnect(graceful=False)`` was called."""
+    CALLBACK_ERROR = 4
+    """A listener's method raised; ``disconnect_exception`` is what."""
+    PROTOCOL_ERROR = 5
+    """The peer violated RFC 6455; ``disconnect_exception`` says how."""
+    PING_TIMEOUT = 6
+    """No pong came within ``auto_ping_reply_timeout``."""
+    CLOSE_TIMEOUT = 7
+    """We sent CLOSE, and no CLOSE came back within ``close_timeout``."""
+    WRITE_BACKLOG = 8
+    """More than ``max_write_backlog`` bytes waited for a peer that does not read."""
+    PEER_FIN = 9
+    """The peer ended the TCP stream without CLOSE (1006 in RFC 6455's terms)."""
+    PEER_RESET = 10
+    """The connection was reset (RST)."""
+    NETWORK_ERROR = 11
+    """The operating system gave up on the connection; ``disconnect_exception`` is its error."""
+    TLS_CLOSE_NOTIFY = 12
+    """The peer ended TLS in order, but without CLOSE."""
+    TLS_TRUNCATED = 13
+    """The TCP stream ended without TLS close_notify: data may have been cut off (RFC 8446 6.1)."""
+    TLS_ERROR = 14
+    """TLS failed; ``disconnect_exception`` is the :class:`ssl.SSLError`."""
+    HANDSHAKE_FAILED = 15
+    """The opening handshake was refused or failed."""
+    HANDSHAKE_TIMEOUT = 16
+    """The opening handshake was not finished in time."""

@@ -1,0 +1,45 @@
+"""Builds the extension modules. Everything else about the package is in pyproject.toml.
+
+PICOWS_FAST_SANITIZE=1 builds them with AddressSanitizer and UndefinedBehaviorSanitizer.
+PICOWS_FAST_TRACE=1 builds them with line tracing, for the coverage of Cython code.
+"""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("PICOWS_FAST_SANITIZE") == "1"
+TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
+
+modules = ["codec", "core", "net.stream", "net.tls", "net.foreign"]
+if sys.platform != "win32":
+    modules.append("net.tcp")  # POSIX system calls; elsewhere the streams lie on asyncio's transports
+
+compile_args = [] if sys.platform == "win32" else ["-O3", "-g1"]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = []
+if SANITIZE:
+    sanitizers = "-fsanitize=address,undefined"
+    compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", sanitizers]
+    link_args = [sanitizers]
+if TRACE:
+    macros.append(("CYTHON_TRACE_NOGIL", "1"))
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"picows_fast.{name}",
+                [f"picows_fast/{name.replace('.', '/')}.pyx"],
+                include_dirs=["picows_fast", "picows_fast/net"],
+                extra_compile_args=compile_args,
+                extra_link_args=link_args,
+                define_macros=macros,
+            )
+            for name in modules
+        ],
+        compiler_directives={"linetrace": TRACE},
+    ),
+)

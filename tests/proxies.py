@@ -54,6 +54,8 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
+        # abort() closes the sockets in the loop's next turn.
+        await asyncio.sleep(0)
 
     def url(self, scheme: str | None = None, user_info: str = "") -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

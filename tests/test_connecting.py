@@ -37,22 +37,43 @@ needs_fd_list = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="n
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+
+
+@asynccontextmanager
+async def served(start: Callable[..., Any], handler: Any, *place: Any) -> AsyncIterator[int]:
+    """Serve while the body runs; leave no transport behind for a later test to stumble over."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        try:
+            await handler(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await start(handle, *place)
     try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except (OSError, asyncio.CancelledError):
-        pass
-    writer.transport.abort()
+        name = server.sockets[0].getsockname()
+        yield name[1] if isinstance(name, tuple) else 0
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+        # abort() closes the socket in the loop's next turn.
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
 async def echo_server(host: str = "127.0.0.1") -> AsyncIterator[int]:
-    server = await asyncio.start_server(_echo, host, 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
+    async with served(asyncio.start_server, _echo, host, 0) as port:
+        yield port
 
 
 async def connect(url: str, **options: Any) -> Any:
@@ -87,6 +108,7 @@ def open_descriptors() -> int:
 
 @contextmanager
 def no_unclosed_sockets() -> Iterator[None]:
+    gc.collect()  # what earlier tests left
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
         yield
@@ -198,11 +220,10 @@ async def test_local_addr_that_is_not_ours() -> None:
 
 async def test_unix_path(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    server = await asyncio.start_unix_server(_echo, str(path))
-    sock = await connect("ws://exchange.test/", unix_path=path)
-    assert sock.family == socket.AF_UNIX
-    await assert_echo(sock)
-    server.close()
+    async with served(asyncio.start_unix_server, _echo, str(path)):
+        sock = await connect("ws://exchange.test/", unix_path=path)
+        assert sock.family == socket.AF_UNIX
+        await assert_echo(sock)
 
 
 async def test_unix_path_without_a_server(tmp_path: Path) -> None:
@@ -259,7 +280,6 @@ async def test_sock(factory: Callable[[Any], socket.socket]) -> None:
 
 async def test_socket_factory_of_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
-    server = await asyncio.start_unix_server(_echo, path)
 
     def make(url: WSParsedURL) -> socket.socket:
         return socket.socket(socket.AF_UNIX)
@@ -269,11 +289,12 @@ async def test_socket_factory_of_a_unix_socket(tmp_path: Path) -> None:
         sock.connect(path)
         return sock
 
-    await assert_echo(await connect("ws://exchange.test/", socket_factory=make_connected))
-    await assert_echo(await connect("ws://exchange.test/", socket_factory=make, unix_path=path))
-    with no_unclosed_sockets(), pytest.raises(ValueError, match="socket_factory gave an unconnect"):
-        await connect("ws://exchange.test/", socket_factory=make)
-    server.close()
+    url = "ws://exchange.test/"
+    async with served(asyncio.start_unix_server, _echo, path):
+        await assert_echo(await connect(url, socket_factory=make_connected))
+        await assert_echo(await connect(url, socket_factory=make, unix_path=path))
+        with no_unclosed_sockets(), pytest.raises(ValueError, match="socket_factory gave an unco"):
+            await connect(url, socket_factory=make)
 
 
 async def test_socket_factory_of_a_wrong_type() -> None:
@@ -585,15 +606,11 @@ async def test_https_proxy_that_speaks_no_tls(contexts: Any) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    with no_unclosed_sockets(), pytest.raises(ssl.SSLError):
-        await connect(
-            "ws://127.0.0.1:8/", proxy=f"https://127.0.0.1:{port}", proxy_ssl_context=contexts[1]
-        )
-    server.close()
+    async with served(asyncio.start_server, answer, "127.0.0.1", 0) as port:
+        proxy = f"https://127.0.0.1:{port}"
+        with no_unclosed_sockets(), pytest.raises(ssl.SSLError):
+            await connect("ws://127.0.0.1:8/", proxy=proxy, proxy_ssl_context=contexts[1])
 
 
 # Cancellation and deadlines.

@@ -1,0 +1,68 @@
+"""Fixtures that every test module may use: event loops, certificates, recorded feeds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import trustme
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every asynchronous test on each event loop."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "asyncio": asyncio.new_event_loop
+    }
+    if uvloop is not None:
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture(params=[False, True], ids=["native", "loop-transport"])
+def io_options(request: pytest.FixtureRequest) -> dict[str, bool]:
+    """Keyword arguments that choose how bytes move: by the descriptor, or by the loop's transport."""
+    return {"use_loop_transport": request.param}
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """The certificate authority that `server_tls` and `client_tls` have in common."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A server's context for localhost, 127.0.0.1 and ::1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's context that trusts `authority`."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def feeds() -> Path:
+    """The folder of recorded exchange sessions, which is not part of the project."""
+    folder = Path(os.environ.get("PICOWS_FAST_FEEDS", ROOT.parent / "shared" / "feeds"))
+    if not folder.is_dir():
+        pytest.skip(f"no recorded feeds in {folder}; set PICOWS_FAST_FEEDS to a folder of them")
+    return folder

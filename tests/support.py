@@ -1,0 +1,196 @@
+"""What tests are made of: a listener that records, servers of ours, and raw peers that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import picows_fast
+from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Recorder(WSListener):
+    """Keeps what happens. `frames` has (msg_type, payload, fin); waiting is by `frame()` and `closed()`."""
+
+    def __init__(self) -> None:
+        self.transport: WSTransport | None = None
+        self.frames: list[tuple[WSMsgType, bytes, bool]] = []
+        self.events: list[str] = []
+        self._changed = asyncio.Event()
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        self._changed.set()
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.transport = transport
+        self._note("connected")
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        self.frames.append((frame.msg_type, frame.get_payload_as_bytes(), bool(frame.fin)))
+        self._note("frame")
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._note("disconnected")
+
+    def pause_writing(self) -> None:
+        self._note("pause_writing")
+
+    def resume_writing(self) -> None:
+        self._note("resume_writing")
+
+    async def until(self, condition: Callable[[], Any], timeout: float = 20) -> None:
+        """Wait for a condition on what was recorded."""
+
+        async def wait() -> None:
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+        await asyncio.wait_for(wait(), timeout)
+
+    async def frame(self, index: int = 0) -> tuple[WSMsgType, bytes, bool]:
+        """Wait for the frame of that number."""
+        await self.until(lambda: len(self.frames) > index)
+        return self.frames[index]
+
+    async def closed(self) -> None:
+        """Wait for on_ws_disconnected."""
+        await self.until(lambda: "disconnected" in self.events)
+
+
+class Echo(Recorder):
+    """A server's listener that sends data back and answers CLOSE."""
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        super().on_ws_frame(transport, frame)
+        if frame.msg_type == WSMsgType.CLOSE:
+            transport.send_close(frame.get_close_code(), frame.get_close_message())
+        elif frame.msg_type in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+            transport.send(frame.msg_type, frame.get_payload_as_bytes(), frame.fin)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    factory: Callable[..., Any], *, tls: ssl.SSLContext | None = None, **options: Any
+) -> AsyncIterator[str]:
+    """A server of ours on 127.0.0.1; gives its URL."""
+    server = await picows_fast.ws_create_server(factory, "127.0.0.1", 0, ssl=tls, **options)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
+    finally:
+        server.close()
+        server.abort_clients()
+        await asyncio.wait_for(server.wait_closed(), 20)
+
+
+RawHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def read_head(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def accept_response(request_head: bytes, extra: bytes = b"") -> bytes:
+    """The 101 response to a request."""
+    key = next(
+        line.split(b":", 1)[1].strip()
+        for line in request_head.split(b"\r\n")
+        if line.lower().startswith(b"sec-websocket-key:")
+    )
+    accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n" + extra + b"\r\n"
+    )
+
+
+@contextlib.asynccontextmanager
+async def raw_server(
+    handler: RawHandler, *, tls: ssl.SSLContext | None = None, upgrade: bool = True
+) -> AsyncIterator[str]:
+    """A server that does the opening handshake (unless not `upgrade`) and then what `handler` does; gives its URL.
+
+    The connection is closed when the handler returns. What it raises is raised at the end.
+    """
+    errors: list[BaseException] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            if upgrade:
+                writer.write(accept_response(await read_head(reader)))
+            await handler(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        except Exception as error:
+            errors.append(error)
+        finally:
+            tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(Exception):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
+    finally:
+        server.close()
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for error in errors:
+        raise error
+
+
+async def raw_client(
+    url: str, *, tls: ssl.SSLContext | None = None, extra: bytes = b""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client that has done the opening handshake; the caller closes the writer."""
+    parsed = picows_fast.parse_url(url)
+    reader, writer = await asyncio.open_connection(parsed.host, parsed.port, ssl=tls)
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+        + base64.b64encode(os.urandom(16))
+        + b"\r\n"
+        + extra
+        + b"\r\n"
+    )
+    head = await read_head(reader)
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    return reader, writer
+
+
+def client_frame(msg_type: WSMsgType, payload: bytes = b"", **flags: Any) -> bytes:
+    return picows_fast.build_frame(msg_type, payload, mask=True, **flags)
+
+
+def server_frame(msg_type: WSMsgType, payload: bytes = b"", **flags: Any) -> bytes:
+    return picows_fast.build_frame(msg_type, payload, **flags)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """One frame of either side, unmasked: (opcode, payload)."""
+    first, second = await reader.readexactly(2)
+    size = second & 0x7F
+    if size == 126:
+        size = int.from_bytes(await reader.readexactly(2), "big")
+    elif size == 127:
+        size = int.from_bytes(await reader.readexactly(8), "big")
+    key = await reader.readexactly(4) if second & 0x80 else b"\0\0\0\0"
+    payload = await reader.readexactly(size)
+    return first & 0x0F, bytes(byte ^ key[i & 3] for i, byte in enumerate(payload))

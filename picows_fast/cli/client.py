@@ -11,7 +11,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from picows_fast import (
     WSCloseCode,
@@ -194,7 +194,7 @@ async def open_connection(
         ssl_context.check_hostname = False
         ssl_context.verify_mode = ssl.CERT_NONE
     try:
-        transport, listener = await ws_connect(
+        connected = await ws_connect(
             listener_factory,
             args.url,
             ssl_context=ssl_context,
@@ -209,14 +209,15 @@ async def open_connection(
         raise CommandError(str(error), 2) from error
     except (asyncio.TimeoutError, TimeoutError) as error:
         reason = str(error) or "no answer in time"
-        raise CommandError(f"cannot connect to {_shown(args.url)}: {reason}") from error
+        raise CommandError(f"{_shown(args.url)}: {reason}") from error
     except (OSError, WSError) as error:
         # Before ValueError: a certificate that is not trusted is both.
-        raise CommandError(f"cannot connect to {_shown(args.url)}: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CommandError(f"{_shown(args.url)}: {reason}") from error
     except (ValueError, ImportError) as error:
         # An argument that only the library can judge, or a proxy without python-socks.
         raise CommandError(str(error), 2) from error
-    return transport, listener  # type: ignore[return-value]
+    return cast("tuple[WSTransport, _Listener]", connected)
 
 
 async def wait_end(transport: WSTransport, listener: MessageListener) -> None:

@@ -159,7 +159,7 @@ async def run(args: argparse.Namespace) -> int:
     sender = asyncio.ensure_future(_send_lines(transport, listener))
     ended = asyncio.ensure_future(wait_end(transport, listener))
     try:
-        subprotocol = transport.response.headers.get("Sec-WebSocket-Protocol")
+        subprotocol = transport.subprotocol
         note("connected" + (f", subprotocol {printable(subprotocol)}" if subprotocol else ""))
         await asyncio.wait({sender, ended}, return_when=asyncio.FIRST_COMPLETED)
         if sender.done():

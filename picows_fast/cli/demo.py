@@ -112,6 +112,15 @@ class DemoClient(WSListener):
         if not self._closing:
             self._fail(describe_end(transport)[0])
 
+    async def connect(self, url: str, ssl_context: ssl.SSLContext | None) -> None:
+        await ws_connect(
+            lambda: self,
+            url,
+            ssl_context=ssl_context,
+            enable_auto_close=True,
+            close_timeout=CLOSE_TIMEOUT,
+        )
+
     async def close(self) -> None:
         """Close with 1000 and wait for the end."""
         self._closing = True
@@ -312,13 +321,7 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
         print(f"exchange on {url}, {args.clients} clients, {args.loop}\npublishing {source}")
         sys.stdout.flush()
         for client in exchange.clients:
-            await ws_connect(
-                lambda client=client: client,  # type: ignore[misc]
-                url,
-                ssl_context=client_ssl,
-                enable_auto_close=True,
-                close_timeout=CLOSE_TIMEOUT,
-            )
+            await client.connect(url, client_ssl)
         await exchange.complete.wait()
         seconds = args.seconds
         if seconds is None and feed is None:

@@ -1,0 +1,31 @@
+# What a developer can run. Each target works in a fresh clone; dev.py does the work.
+PYTHON ?= python3
+
+.PHONY: help build demo test lint types sanitize bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+build: ## make the virtual environment and build the extension modules in place
+	$(PYTHON) dev.py build
+
+demo: ## an embedded exchange, its feed, and clients that measure it
+	$(PYTHON) dev.py demo
+
+test: ## the whole test suite
+	$(PYTHON) dev.py test
+
+lint: ## ruff
+	$(PYTHON) dev.py lint
+
+types: ## mypy --strict, and the stubs against the binaries
+	$(PYTHON) dev.py types
+
+sanitize: ## the tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PYTHON) dev.py sanitize
+
+bench: ## round trips against picows, both sides on one core
+	$(PYTHON) dev.py bench
+
+clean: ## remove what was built
+	$(PYTHON) dev.py clean

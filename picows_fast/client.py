@@ -11,7 +11,7 @@ import functools
 import inspect
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ async def ws_connect(
     write_low_watermark: int = ClientOptions.write_low_watermark,
     max_write_backlog: int | None = ClientOptions.max_write_backlog,
     coalesce_writes: bool = ClientOptions.coalesce_writes,
-    subprotocols: list[str] | tuple[str, ...] | None = ClientOptions.subprotocols,
+    subprotocols: Sequence[str] | None = ClientOptions.subprotocols,
     ssl_session: ssl.SSLSession | None = ClientOptions.ssl_session,
     **create_connection_kwargs: Any,
 ) -> tuple[WSTransport, WSListener]:

@@ -53,7 +53,7 @@ async def ws_create_server(
     write_low_watermark: int = ServerOptions.write_low_watermark,
     max_write_backlog: int | None = ServerOptions.max_write_backlog,
     coalesce_writes: bool = ServerOptions.coalesce_writes,
-    subprotocols: list[str] | tuple[str, ...] | None = ServerOptions.subprotocols,
+    subprotocols: Sequence[str] | None = ServerOptions.subprotocols,
     ssl: ssl_module.SSLContext | None = ServerOptions.ssl,
     sock: socket.socket | None = ServerOptions.sock,
     unix_path: str | bytes | os.PathLike[str] | None = ServerOptions.unix_path,

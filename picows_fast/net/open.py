@@ -18,7 +18,7 @@ except ImportError:  # not a POSIX system
 if TYPE_CHECKING:
     from .stream import ByteStream
 
-__all__ = ["open_stream", "uses_loop_transport", "with_tls"]
+__all__ = ["TcpStream", "open_stream", "uses_loop_transport", "with_tls"]
 
 
 def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
@@ -48,11 +48,11 @@ async def open_stream(
     """
     stream: ByteStream
     if not isinstance(connection, socket.socket):
-        stream = ForeignStream(loop)
-        stream.attach(connection)
+        stream = foreign = ForeignStream(loop)
+        foreign.attach(connection)
     elif uses_loop_transport(loop, use_loop_transport):
-        stream = ForeignStream(loop)
-        await loop.create_connection(lambda: stream.protocol, sock=connection)
+        stream = foreign = ForeignStream(loop)
+        await loop.create_connection(lambda: foreign.protocol, sock=connection)
     else:
         stream = TcpStream(loop, connection)
     return with_tls(

@@ -1,0 +1,89 @@
+from enum import IntEnum
+from typing import final
+
+from typing_extensions import Buffer, Self
+
+class WSMsgType(IntEnum):
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+class WSCloseCode(IntEnum):
+    NO_INFO = 0
+    OK = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    ABNORMAL_CLOSURE = 1006
+    INVALID_TEXT = 1007
+    POLICY_VIOLATION = 1008
+    MESSAGE_TOO_BIG = 1009
+    MANDATORY_EXTENSION = 1010
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+    BAD_GATEWAY = 1014
+
+@final
+class WSFrame:
+    @property
+    def msg_type(self) -> WSMsgType: ...
+    @property
+    def payload_size(self) -> int: ...
+    @property
+    def tail_size(self) -> int: ...
+    @property
+    def fin(self) -> bool: ...
+    @property
+    def rsv1(self) -> bool: ...
+    @property
+    def rsv2(self) -> bool: ...
+    @property
+    def rsv3(self) -> bool: ...
+    @property
+    def last_in_buffer(self) -> bool: ...
+    def __init__(self) -> None: ...  # raises TypeError: the parser makes frames
+    def get_payload_as_bytes(self) -> bytes: ...
+    def get_payload_as_utf8_text(self) -> str: ...
+    def get_payload_as_ascii_text(self) -> str: ...
+    def get_payload_as_memoryview(self) -> memoryview: ...
+    def get_close_code(self) -> WSCloseCode: ...
+    def get_close_message(self) -> bytes | None: ...
+    def get_close_reason(self) -> str | None: ...
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
+@final
+class FrameParser:
+    @property
+    def buffered(self) -> int: ...
+    @property
+    def close_received(self) -> bool: ...
+    def __init__(
+        self,
+        *,
+        is_client: bool,
+        max_frame_size: int = 10 * 1024 * 1024,
+        validate_sequence: bool = True,
+        allowed_rsv: int = 0,
+    ) -> None: ...
+    def feed(self, data: Buffer) -> None: ...
+    def next_frame(self) -> WSFrame | None: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> WSFrame: ...
+
+def build_frame(
+    msg_type: int,
+    payload: str | Buffer | None = None,
+    *,
+    fin: bool = True,
+    rsv1: bool = False,
+    rsv2: bool = False,
+    rsv3: bool = False,
+    mask: bool = False,
+) -> bytes: ...
+def build_close_payload(code: int, reason: str | Buffer | None = None) -> bytes: ...

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 import trustme
+
+from .support import nothing_left_behind
 
 try:
     import uvloop
@@ -33,8 +35,15 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(params=[False, True], ids=["native", "loop-transport"])
 def io_options(request: pytest.FixtureRequest) -> dict[str, bool]:
-    """Keyword arguments that choose how bytes move: by the descriptor, or by the loop's transport."""
+    """Keyword arguments that choose how bytes move: by descriptor or by the loop's transport."""
     return {"use_loop_transport": request.param}
+
+
+@pytest.fixture
+async def leaves_nothing() -> AsyncIterator[None]:
+    """Fails the test if it leaves a task, a timer or a socket behind."""
+    async with nothing_left_behind():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What tests are made of: a listener that records, servers of ours, and raw peers that do as they are told."""
+"""What tests are made of: a listener that records, servers, raw peers that do as they are told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -18,7 +19,10 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class Recorder(WSListener):
-    """Keeps what happens. `frames` has (msg_type, payload, fin); waiting is by `frame()` and `closed()`."""
+    """Keeps what happens. `frames` has (msg_type, payload, fin).
+
+    Waiting is by `frame()` and `closed()`.
+    """
 
     def __init__(self) -> None:
         self.transport: WSTransport | None = None
@@ -118,9 +122,10 @@ def accept_response(request_head: bytes, extra: bytes = b"") -> bytes:
 async def raw_server(
     handler: RawHandler, *, tls: ssl.SSLContext | None = None, upgrade: bool = True
 ) -> AsyncIterator[str]:
-    """A server that does the opening handshake (unless not `upgrade`) and then what `handler` does; gives its URL.
+    """A server that does the opening handshake (unless not `upgrade`) and then what `handler` does.
 
-    The connection is closed when the handler returns. What it raises is raised at the end.
+    Gives its URL. The connection is closed when the handler returns. What it raises is raised at
+    the end.
     """
     errors: list[BaseException] = []
     tasks: set[asyncio.Task[None]] = set()
@@ -194,3 +199,49 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     key = await reader.readexactly(4) if second & 0x80 else b"\0\0\0\0"
     payload = await reader.readexactly(size)
     return first & 0x0F, bytes(byte ^ key[i & 3] for i, byte in enumerate(payload))
+
+
+def open_sockets() -> set[str]:
+    """The sockets that this process has open (Linux; elsewhere: none).
+
+    Nameless pairs, which event loops use, are left out.
+    """
+    found = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/self/fd/{name}")
+            if path.startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as sock:
+                    try:
+                        names = sock.getsockname(), sock.getpeername()
+                    except OSError:
+                        names = sock.getsockname(), None
+                if names != ("", ""):
+                    found.add(f"{path} {names[0]}")
+    return found
+
+
+def live_timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
+    """The timers that are set (asyncio's own loop; others do not tell)."""
+    return [timer for timer in getattr(loop, "_scheduled", ()) if not timer.cancelled()]
+
+
+@contextlib.asynccontextmanager
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Check that the body leaves no task, no timer and no socket behind."""
+    loop = asyncio.get_running_loop()
+
+    def left() -> list[Any]:
+        tasks = {task for task in asyncio.all_tasks() if not task.done()} - tasks_before
+        timers = [timer for timer in live_timers(loop) if timer not in timers_before]
+        return [*(tasks - {asyncio.current_task()}), *timers, *(open_sockets() - sockets_before)]
+
+    tasks_before = asyncio.all_tasks()
+    timers_before = live_timers(loop)
+    sockets_before = open_sockets()
+    yield
+    for _ in range(100):  # closing takes a few turns of the loop
+        if not left():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"left behind: {left()}")

@@ -11,6 +11,8 @@ from picows_fast import WSCloseCode, WSDisconnectCause, WSMsgType, WSState
 
 from .support import Echo, Recorder, serving
 
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
 
 async def connect(url, factory=Recorder, **options):
     return await picows_fast.ws_connect(factory, url, **options)

@@ -455,6 +455,10 @@ class _SocketStream:
     async def close(self) -> None:
         self._sock.close()
 
+    # Their names before python-socks 3.
+    write_all = write
+    read_exact = read_exactly
+
 
 class _TransportStream:
     """What python-socks reads from and writes to: a TLS connection to a proxy."""
@@ -465,6 +469,8 @@ class _TransportStream:
 
     async def write(self, data: bytes) -> None:
         self._transport.write(data)
+
+    write_all = write  # its name before python-socks 3
 
     async def read(self) -> bytes:
         return await self._protocol.head

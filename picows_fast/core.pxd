@@ -4,7 +4,7 @@
 # overridden and called at C speed; fields below "internal" may change in any release.
 
 from .codec cimport FrameParser, WSCloseCode, WSFrame, WSMsgType
-from .net.stream cimport ByteStream, StreamHandler
+from .net.stream cimport ByteStream, ReceiveBuffer, StreamHandler
 
 from libc.stdint cimport uint8_t
 
@@ -90,6 +90,8 @@ cdef class WSTransport(StreamHandler):
         bint asks_pong              # is_user_specific_pong() is overridden
 
         # frames out
+        uint8_t *scratch            # where frames are put together; shared by the connections of this loop
+        ReceiveBuffer scratch_owner
         Py_ssize_t max_backlog      # bytes; -1: no limit
         bytes held_pong             # the newest PONG, which waits for the backlog to shrink
 

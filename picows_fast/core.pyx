@@ -8,6 +8,7 @@ business, what they mean the parser's and the handshake's, when to ping the auto
 
 import asyncio
 import logging
+import weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
@@ -26,7 +27,7 @@ from .codec cimport (
     peer_error,
     write_frame,
 )
-from .net.stream cimport StreamEnd
+from .net.stream cimport StreamEnd, new_receive_buffer
 from .wire cimport PF_FRAME_OK, pf_close_code_valid, pf_mask, pf_write_frame_header
 
 from .codec import WSCloseCode as CloseCode
@@ -63,13 +64,13 @@ cdef enum:
     CLOSED = 3
 
 cdef enum:
-    # Frames are put together here before they are sent. One buffer serves every connection: it is used between
-    # two instructions of one thread that holds the GIL, and nothing remains in it.
+    # Frames are put together in a buffer before they are sent. All connections of an event loop share one, as
+    # nothing remains in it; loops in other threads have their own, since encrypting releases the GIL.
     SCRATCH_SIZE = 256 * 1024
     # Unmasked payloads above this go out from where they are: by then a copy costs more than a second vector.
     COPY_LIMIT = 16 * 1024
 
-cdef uint8_t[262158] _scratch       # SCRATCH_SIZE + MAX_HEADER_SIZE
+cdef object _scratch_buffers = weakref.WeakKeyDictionary()
 
 # A frame object that no callback kept serves the next batch of frames, of whatever connection.
 cdef WSFrame _spare_frame = None
@@ -319,8 +320,8 @@ cdef class WSTransport(StreamHandler):
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, WSMsgType(msg_type).name, size)
         if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
-            size = write_frame(_scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
-            self.stream.write(_scratch, size, NULL, 0)
+            size = write_frame(self.scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
+            self.stream.write(self.scratch, size, NULL, 0)
         elif self.is_client_side:
             self._send_large_masked(msg_type, payload, size, fin, rsv)
         else:
@@ -339,12 +340,12 @@ cdef class WSTransport(StreamHandler):
         cdef Py_ssize_t header_size
         new_mask_key(key)
         header_size = <Py_ssize_t> pf_write_frame_header(
-            _scratch, <unsigned int> msg_type, fin, rsv, <size_t> size, key
+            self.scratch, <unsigned int> msg_type, fin, rsv, <size_t> size, key
         )
         while done < size:
             piece = min(size - done, <Py_ssize_t> SCRATCH_SIZE)
-            pf_mask(_scratch + header_size, payload + done, <size_t> piece, key, <size_t> done)
-            self.stream.write(_scratch, header_size + piece, NULL, 0)
+            pf_mask(self.scratch + header_size, payload + done, <size_t> piece, key, <size_t> done)
+            self.stream.write(self.scratch, header_size + piece, NULL, 0)
             done += piece
             header_size = 0
         return 0
@@ -403,10 +404,10 @@ cdef class WSTransport(StreamHandler):
         if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
             return 0
         size = write_frame(
-            _scratch, WSMsgType.CLOSE, True, 0, <const uint8_t*> PyBytes_AS_STRING(payload), len(payload),
+            self.scratch, WSMsgType.CLOSE, True, 0, <const uint8_t*> PyBytes_AS_STRING(payload), len(payload),
             self.is_client_side,
         )
-        self.stream.write(_scratch, size, NULL, 0)
+        self.stream.write(self.scratch, size, NULL, 0)
         self.is_close_frame_sent = True
         self.held_pong = None
         if self.close_handshake is None:
@@ -1027,6 +1028,11 @@ def new_transport(loop, ByteStream stream, options, handshake, listener_factory,
     transport.is_client_side = is_client_side
     transport.is_secure = is_secure
     transport.server = server
+    scratch = _scratch_buffers.get(loop)
+    if scratch is None:
+        scratch = _scratch_buffers[loop] = new_receive_buffer(SCRATCH_SIZE + MAX_HEADER_SIZE)
+    transport.scratch_owner = scratch
+    transport.scratch = transport.scratch_owner.data
     transport.max_backlog = -1 if options.max_write_backlog is None else options.max_write_backlog
     stream.handler = transport
     stream.own_buffer_size = options.read_buffer_init_size

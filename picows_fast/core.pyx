@@ -399,8 +399,8 @@ cdef class WSTransport(StreamHandler):
         cdef Py_ssize_t size
         if len(payload) == 1:
             raise ValueError("the payload of CLOSE is empty or starts with a code of two bytes (RFC 6455 5.5.1)")
-        if payload:
-            build_close_payload((payload[0] << 8) | payload[1], payload[2:])
+        if payload and build_close_payload((payload[0] << 8) | payload[1], payload[2:]) != payload:
+            raise ValueError("close code 0 must not be sent (RFC 6455 7.4)")
         if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
             return 0
         size = write_frame(
@@ -636,6 +636,8 @@ cdef class WSTransport(StreamHandler):
         cdef WSFrame frame = _spare_frame
         cdef Py_ssize_t used = 0
         cdef Py_ssize_t taken
+        if parser.close_received:
+            return size     # nothing behind a CLOSE counts (RFC 6455 5.5.1)
         if self.timed:
             self.last_received = pf_monotonic()
         _spare_frame = None

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterable
 
 from picows_fast import WSListener, WSTransport
 
-# Messages published in one turn of the event loop, at most: between turns, connections are
-# served, also those that the messages come in on.
-_MESSAGES_A_TURN = 32
+# Seconds of one turn of the event loop that publishing takes at most: between turns, connections
+# are served, also those that the messages come in on.
+_TURN = 0.0005
 
 
 class Subscriber(WSListener):
@@ -55,16 +55,16 @@ async def paced(messages: Iterable[tuple[int, str]], speed: float | None) -> Asy
 
     The schedule is absolute: a consumer that was held up gets what it missed without pause.
     """
-    start = time.perf_counter()
-    turn = 0
+    clock = time.perf_counter
+    start = clock()
+    turn_end = start + _TURN
     for microseconds, text in messages:
-        if speed is not None:
-            delay = start + microseconds / (1e6 * speed) - time.perf_counter()
-            if delay > 0:
-                await asyncio.sleep(delay)
-                turn = 0
-        if turn == _MESSAGES_A_TURN:
+        now = clock()
+        due = now if speed is None else start + microseconds / (1e6 * speed)
+        if due > now:
+            await asyncio.sleep(due - now)
+            turn_end = clock() + _TURN
+        elif now >= turn_end:
             await asyncio.sleep(0)
-            turn = 0
-        turn += 1
+            turn_end = clock() + _TURN
         yield text

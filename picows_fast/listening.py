@@ -45,13 +45,17 @@ _LOST_CONNECTION: Final = frozenset(
     if hasattr(errno, name)
 )
 _PAUSE_AFTER_ERROR: Final = 1.0  # seconds
+_GOING_AWAY: Final = 1001  # RFC 6455 7.4.1
 
 
 class Connection(Protocol):
     """What ``Server`` asks of an attached connection."""
 
+    def send_close(self, close_code: int) -> None:
+        """Send CLOSE, if that is possible."""
+
     def disconnect(self, graceful: bool = True) -> None:
-        """End the connection, with a closing handshake if ``graceful``."""
+        """End the connection, in order if ``graceful``."""
 
 
 async def open_listening_sockets(
@@ -473,8 +477,9 @@ class Server:
         self._note_end()
 
     def close_clients(self) -> None:
-        """Disconnect every open connection, with a closing handshake."""
+        """Send CLOSE 1001 (going away) on every open connection and end it in order."""
         for connection in tuple(self._connections):
+            connection.send_close(_GOING_AWAY)
             connection.disconnect(graceful=True)
 
     def abort_clients(self) -> None:

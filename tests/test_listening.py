@@ -479,7 +479,11 @@ class FakeConnection:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.calls: list[bool] = []
+        self.close_codes: list[int] = []
         server.attach(self)
+
+    def send_close(self, close_code: int) -> None:
+        self.close_codes.append(close_code)
 
     def disconnect(self, graceful: bool = True) -> None:
         self.calls.append(graceful)
@@ -542,6 +546,7 @@ async def test_close_clients_and_abort_clients() -> None:
         server.close_clients()
         server.abort_clients()
         assert [connection.calls for connection in connections] == [[True, False]] * 3
+        assert [connection.close_codes for connection in connections] == [[1001]] * 3
         server.close()
         await server.wait_closed()
 

@@ -229,7 +229,7 @@ cdef class ByteStream(StreamHandler):
         cdef void *grown
         if size == 0:
             return 0
-        if self.backlog_capacity - self.backlog_end < size and self.backlog_start >= held:
+        if self.backlog_start and self.backlog_start >= held and self.backlog_capacity - self.backlog_end < size:
             memmove(self.backlog, self.backlog + self.backlog_start, <size_t> held)
             self.backlog_start = 0
             self.backlog_end = held

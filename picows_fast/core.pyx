@@ -14,6 +14,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
@@ -44,9 +45,10 @@ cdef extern from "net/clock.h" nogil:
 
 cdef extern from *:
     """
-    #define pf_is_heap_type(cls) PyType_HasFeature((PyTypeObject *)(cls), Py_TPFLAGS_HEAPTYPE)
+    #define pf_frame_slot(vtable) \
+        ((void *)((struct __pyx_vtabstruct_11picows_fast_4core_WSListener *)(vtable))->on_ws_frame)
     """
-    bint pf_is_heap_type(object cls)
+    void *pf_frame_slot(void *vtable)
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
@@ -167,22 +169,39 @@ cdef class WSListener:
         """No more than ``write_low_watermark`` bytes wait for the peer."""
 
 
+# They are called by name, as the vtable does not have a `def` in a Cython class. on_ws_frame is where that costs:
+# see how_to_call_frames().
 cdef object _BASE_ON_WS_FRAME = WSListener.__dict__["on_ws_frame"]
 cdef object _BASE_IS_PONG = WSListener.__dict__["is_user_specific_pong"]
 cdef object _BASE_PING = WSListener.__dict__["send_user_specific_ping"]
 
 
-cdef FrameCall how_to_call(WSListener listener, str name, object base):
-    """Who overrides this method: nobody, a Cython class or a Python one."""
+cdef object who_overrides(WSListener listener, str name, object base):
+    """The class that overrides this method; the listener itself, if it does; else None."""
     if name in getattr(listener, "__dict__", ()):
-        return CALL_PYTHON
+        return listener
     for cls in type(listener).__mro__:
         found = cls.__dict__.get(name)
         if found is base:
-            return CALL_NOTHING
+            return None
         if found is not None:
-            return CALL_PYTHON if pf_is_heap_type(cls) else CALL_VTABLE
-    return CALL_NOTHING
+            return cls
+    return None
+
+
+cdef FrameCall how_to_call_frames(WSListener listener) except *:
+    who = who_overrides(listener, "on_ws_frame", _BASE_ON_WS_FRAME)
+    if who is None:
+        return CALL_NOTHING
+    own = None if who is listener else who.__dict__.get("__pyx_vtable__")
+    if own is None:
+        return CALL_PYTHON
+    # A Cython class: only `cpdef` puts a method into the vtable, `def` does not.
+    if pf_frame_slot(PyCapsule_GetPointer(own, NULL)) == pf_frame_slot(
+        PyCapsule_GetPointer(who.__base__.__pyx_vtable__, NULL)
+    ):
+        return CALL_PYTHON
+    return CALL_VTABLE
 
 
 # --- Transport -------------------------------------------------------------------------------------
@@ -564,10 +583,10 @@ cdef class WSTransport(StreamHandler):
             # An extension may use any of the bits; which one does is beyond a frame-level API.
             allowed_rsv=7 if "Sec-WebSocket-Extensions" in response.headers else 0,
         )
-        self.frame_call = how_to_call(listener, "on_ws_frame", _BASE_ON_WS_FRAME)
+        self.frame_call = how_to_call_frames(listener)
         if self.frame_call == CALL_PYTHON:
             self.frame_method = listener.on_ws_frame
-        self.asks_pong = how_to_call(listener, "is_user_specific_pong", _BASE_IS_PONG) != CALL_NOTHING
+        self.asks_pong = who_overrides(listener, "is_user_specific_pong", _BASE_IS_PONG) is not None
         self.trace = self.logger.isEnabledFor(PICOWS_DEBUG_LL)
         self._disarm()
         self.handshake = None
@@ -586,7 +605,7 @@ cdef class WSTransport(StreamHandler):
         if self.logger.isEnabledFor(logging.DEBUG):
             self.logger.debug("%r: open, %s", self, request.path)
         try:
-            self.ws_listener.on_ws_connected(self)
+            (<object> self.ws_listener).on_ws_connected(self)
         except BaseException as error:
             self._callback_failed(error, "on_ws_connected")
         if self.connected_future is not None and not self.connected_future.done():
@@ -738,7 +757,7 @@ cdef class WSTransport(StreamHandler):
     cdef bint _is_pong(self, WSFrame frame) except -1:
         if not self.asks_pong:
             return frame.msg_type == WSMsgType.PONG
-        return bool(self.ws_listener.is_user_specific_pong(frame))
+        return bool((<object> self.ws_listener).is_user_specific_pong(frame))
 
     cdef int _on_pong(self, WSFrame frame) except -1:
         cdef bytes payload = frame.get_payload_as_bytes() if frame is not None else b""
@@ -769,7 +788,7 @@ cdef class WSTransport(StreamHandler):
 
     cdef int _ping(self) except -1:
         try:
-            self.ws_listener.send_user_specific_ping(self)
+            (<object> self.ws_listener).send_user_specific_ping(self)
         except BaseException as error:
             self._callback_failed(error, "send_user_specific_ping")
         return 0
@@ -800,7 +819,7 @@ cdef class WSTransport(StreamHandler):
         if self.state_code != OPEN or self.is_close_frame_sent:
             raise WSConnectionClosedError(cause=self.disconnect_cause)
         numbered = not self.asks_pong and (
-            how_to_call(self.ws_listener, "send_user_specific_ping", _BASE_PING) == CALL_NOTHING
+            who_overrides(self.ws_listener, "send_user_specific_ping", _BASE_PING) is None
         )
         if self.round_trips is None:
             self.round_trips = RoundTrips(numbered)
@@ -943,7 +962,7 @@ cdef class WSTransport(StreamHandler):
     cdef int stream_pause_writing(self) except -1:
         if self.ws_listener is not None and self.state_code != CLOSED:
             try:
-                self.ws_listener.pause_writing()
+                (<object> self.ws_listener).pause_writing()
             except BaseException as error:
                 self._callback_failed(error, "pause_writing")
         return 0
@@ -955,7 +974,7 @@ cdef class WSTransport(StreamHandler):
             self._send_frame(WSMsgType.PONG, <const uint8_t*> PyBytes_AS_STRING(pong), len(pong), True, 0)
         if self.ws_listener is not None and self.state_code != CLOSED:
             try:
-                self.ws_listener.resume_writing()
+                (<object> self.ws_listener).resume_writing()
             except BaseException as error:
                 self._callback_failed(error, "resume_writing")
         return 0
@@ -974,7 +993,7 @@ cdef class WSTransport(StreamHandler):
             self.logger.debug("%r: %s", self, self.disconnect_cause.name)
         try:
             if listener is not None:
-                listener.on_ws_disconnected(self)
+                (<object> listener).on_ws_disconnected(self)
         except BaseException as error:
             if self.disconnect_exception is None and self.is_client_side:
                 self.disconnect_cause = WSDisconnectCause.CALLBACK_ERROR

@@ -7,10 +7,12 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import trustme
 
+from .cython_build import build, load, user_sources
 from .support import nothing_left_behind
 
 try:
@@ -75,3 +77,18 @@ def feeds() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded feeds in {folder}; set PICOWS_FAST_FEEDS to a folder of them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cython_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder outside of the project in which the modules of tests/cython_user are built."""
+    folder = tmp_path_factory.mktemp("third_party")
+    result = build(folder, user_sources())
+    assert result.returncode == 0, result.stdout
+    return folder
+
+
+@pytest.fixture(scope="session")
+def listeners(cython_folder: Path) -> ModuleType:
+    """tests/cython_user/listeners.pyx, built and imported."""
+    return load(cython_folder, "listeners")

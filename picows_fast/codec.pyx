@@ -324,6 +324,10 @@ del _install_msg_type
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
+cdef enum:
+    # A parser whose bytes are used up keeps this much memory for the next ones.
+    STORED_KEPT = 64 * 1024
+
 
 cdef object peer_error(int error):
     """The exception for a PF_ERR_* code."""
@@ -486,6 +490,10 @@ cdef class FrameParser:
                 if taken > 0:
                     self._stored_start += taken
                     frame._keep()
+                    if self._stored_start == self._stored_end and self._stored_capacity > STORED_KEPT:
+                        PyMem_Free(self._stored)
+                        self._stored = NULL
+                        self._stored_start = self._stored_end = self._stored_capacity = 0
                     if self.look < 0:
                         # found by looking ahead; it is reported when its turn comes
                         self.look = PF_FRAME_INCOMPLETE

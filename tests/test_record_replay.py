@@ -264,6 +264,17 @@ async def test_replay_tells_its_clients_that_it_goes_away(commands: Commands) ->
     assert result.err == ""
 
 
+async def test_replay_ends_with_ctrl_c_though_a_client_does_not_read(commands: Commands) -> None:
+    feed = write_feed(commands.folder / "feed", [(n, "x" * 100_000) for n in range(10)])
+    replay, url = await commands.replay(feed, "--speed", "max", "--repeat")
+    async with websockets_connect(url, max_queue=1, compression=None) as slow:
+        await slow.recv()
+        replay.interrupt()
+        assert await asyncio.wait_for(replay.process.wait(), HANGS) == 130
+        slow.transport.abort()
+    assert (await replay.finish()).err == ""
+
+
 async def test_replay_goes_on_when_a_client_is_gone(commands: Commands) -> None:
     feed = write_feed(commands.folder / "feed", [(0, "a"), (100_000, "b")])
     replay, url = await commands.replay(feed)
@@ -295,4 +306,5 @@ async def test_replay_on_a_port_that_is_taken(commands: Commands) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         line = one_line(await commands.run("replay", feed, "--port", port), 1)
-    assert f"127.0.0.1:{port}" in line
+    assert str(port) in line
+    assert "in use" in line

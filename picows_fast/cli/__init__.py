@@ -60,7 +60,7 @@ examples:
 
 _RECORD_EPILOG = f"""\
 Without a limit it records until the server closes the connection or Ctrl-C is pressed; the file is
-complete in every case. While it records, the data is in FILE.part.
+complete in either case. While it records, the data is in FILE.part.
 FILE is gzip; each line is a JSON array: [microseconds since the first message, "message"].
 
 examples:

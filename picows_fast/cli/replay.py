@@ -30,20 +30,17 @@ from .runtime import CommandError
 class _Session(Subscriber):
     """Publishes the feed to one client."""
 
-    def __init__(self, sessions: set[_Session], args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
-        self._sessions = sessions
         self._args = args
         self._task: asyncio.Task[None] | None = None
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         super().on_ws_connected(transport)
-        self._sessions.add(self)
         self._task = asyncio.get_running_loop().create_task(self._publish(transport))
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         super().on_ws_disconnected(transport)
-        self._sessions.discard(self)
         if self._task is not None:
             self._task.cancel()
 
@@ -58,14 +55,6 @@ class _Session(Subscriber):
             # The file was whole when it was checked: it has been changed since.
             print(error, file=sys.stderr)
             transport.send_close(WSCloseCode.INTERNAL_ERROR)
-
-    async def close(self) -> None:
-        """Tell the client that the server goes away; wait until the connection has ended."""
-        if self._task is not None:
-            self._task.cancel()
-        if self.transport is not None:
-            self.transport.send_close(WSCloseCode.GOING_AWAY)
-            await self.transport.wait_disconnected()
 
 
 def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
@@ -82,19 +71,16 @@ def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
 
 async def run(args: argparse.Namespace, summary: FeedSummary) -> int:
     """Run the command until it is cancelled."""
-    sessions: set[_Session] = set()
 
     def accept(request: WSUpgradeRequest) -> WSListener:
-        return _Session(sessions, args)
+        return _Session(args)
 
     try:
         server = await ws_create_server(
             accept, args.host, args.port, enable_auto_close=True, close_timeout=CLOSE_TIMEOUT
         )
     except OSError as error:
-        raise CommandError(
-            f"cannot listen on {args.host}:{args.port}: {error.strerror or error}"
-        ) from error
+        raise CommandError(error.strerror or str(error)) from error
     try:
         port = server.sockets[0].getsockname()[1]
         host = f"[{args.host}]" if ":" in args.host else args.host
@@ -108,9 +94,5 @@ async def run(args: argparse.Namespace, summary: FeedSummary) -> int:
         return 0
     finally:
         server.close()
-        await asyncio.gather(
-            *(session.close() for session in list(sessions)), return_exceptions=True
-        )
-        # Whoever is still in the opening handshake.
         server.close_clients()
         await server.wait_closed()

@@ -66,7 +66,7 @@ class Publisher(WSListener):
             self._transport.send(WSMsgType.TEXT, payload)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def payloads_of(path: Path) -> tuple[bytes, ...]:
     return tuple(text.encode() for _, text in read_feed(path))
 

@@ -184,8 +184,7 @@ def test_mask_keys_differ_after_fork():
         pytest.skip("this system has no fork()")
     # In a process of its own: this one may have threads.
     output = run_python("""
-        import itertools
-import os
+        import os
         from picows_fast import build_frame
         def keys():
             return " ".join(build_frame(9, b"", mask=True)[2:6].hex() for _ in range(100))

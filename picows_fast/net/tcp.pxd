@@ -11,7 +11,7 @@ cdef class TcpStream(ByteStream):
         bint reading            # the loop watches the descriptor for reading
         bint writing            # ... for writing
         bint shut               # our FIN is sent
-        bint send_failed        # sending is over; reading goes on until it ends too
+        int send_error          # errno that ended sending, 0 if none did; reading goes on until it ends too
 
     cdef bint _read_once(self) except -1
     cdef int _read_failed(self, int error) except -1

@@ -99,7 +99,10 @@ cdef class TcpStream(ByteStream):
             if not self.closing:    # else nobody is interested any more: only the peer's FIN is awaited
                 self.received(size)
             return True
-        if size == 0:
+        if size == 0 and self.send_error == ECONNRESET:
+            # The send has taken the error; what is left to read looks like an orderly end.
+            self._read_failed(ECONNRESET)
+        elif size == 0:
             self._stop_reading()
             self.report_end(StreamEnd.FIN, None)
         elif not would_block(errno):
@@ -108,7 +111,7 @@ cdef class TcpStream(ByteStream):
 
     cdef int _read_failed(self, int error) except -1:
         self._stop_reading()
-        self.send_failed = True
+        self.send_error = error
         self.report_end(
             StreamEnd.RESET if error in (ECONNRESET, EPIPE, ECONNABORTED) else StreamEnd.FAILED, os_error(error)
         )
@@ -150,7 +153,7 @@ cdef class TcpStream(ByteStream):
     cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef Py_ssize_t sent
-        if self.closing or self.send_failed:
+        if self.closing or self.send_error:
             return 0
         if self.backlog_end or self.corks or self.coalescing:
             self.append_backlog(head, head_size)
@@ -178,7 +181,7 @@ cdef class TcpStream(ByteStream):
     cdef int flush(self) except -1:
         cdef Py_ssize_t size = self.backlog_size()
         cdef Py_ssize_t sent
-        if size and not self.send_failed:
+        if size and not self.send_error:
             sent = pf_send(self.fd, self.backlog + self.backlog_start, <size_t> size)
             if sent < 0:
                 if not would_block(errno):
@@ -203,18 +206,18 @@ cdef class TcpStream(ByteStream):
     cdef int _send_failed(self, int error) except -1:
         # What the peer sent before it went away (a CLOSE, say) may still be waiting to be read: reading
         # finds the end of the stream behind it and reports that.
-        self.send_failed = True
+        self.send_error = error
         self._stop_writing()
         self.backlog_sent(self.backlog_size())
         if not self.closed:
-            self.loop.call_soon(self._after_send_failed, error)
+            self.loop.call_soon(self._after_send_failed)
         return 0
 
-    def _after_send_failed(self, int error):
+    def _after_send_failed(self):
         if self._read_once() and not self.closed:
-            self.loop.call_soon(self._after_send_failed, error)
+            self.loop.call_soon(self._after_send_failed)
         elif not self.end_seen and not self.closed:
-            self._read_failed(error)
+            self._read_failed(self.send_error)
 
     cdef int _start_writing(self) except -1:
         if not self.writing:
@@ -237,7 +240,7 @@ cdef class TcpStream(ByteStream):
         self.pending = None
         self.pending_start = self.pending_end = 0
         self.corks = 0
-        if self.send_failed:
+        if self.send_error:
             self.finish()
             return
         # Reads are thrown away from here on; a peer that is blocked in its own send could not read ours.

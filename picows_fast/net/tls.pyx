@@ -123,7 +123,9 @@ cdef class TlsStream(ByteStream):
     cdef int _read(self) except -1:
         cdef uint8_t *where
         cdef Py_ssize_t room, filled, size
-        while self._has_records() and not (self.reading_paused or self.closing or self.close_notify_seen):
+        while self._has_records() and not (
+            self.reading_paused or self.closing or self.close_notify_seen or self.read_error is not None
+        ):
             room = self.reserve(&where)
             filled = 0
             # A record at a time, until the room is full or the records are used up. To ask without need would
@@ -137,6 +139,10 @@ cdef class TlsStream(ByteStream):
                     break
                 except ZeroReturn:
                     size = 0
+                except TlsError as error:
+                    # What came before the bad record is good, and given out first.
+                    self.read_error = error
+                    break
                 if size == 0:
                     self.close_notify_seen = True
                     break
@@ -146,12 +152,14 @@ cdef class TlsStream(ByteStream):
             self.received(filled)
             if self.closed:
                 return 0
+        if self.read_error is not None and not self.reading_paused:
+            return self._fail(self.read_error)
         if self.closing and not self.close_notify_seen:
             self._discard()
         # Reading may have had something to say (KeyUpdate, an alert), and may have been what a write waited for.
         if self.outgoing.pending:
             self._send_records()
-        if self.close_notify_seen and not self.end_seen:
+        if self.close_notify_seen and not self.end_seen and (self.closing or not self.reading_paused):
             self.report_end(StreamEnd.TLS_CLOSE_NOTIFY, None)
         return 0
 

@@ -499,7 +499,8 @@ cdef class WSTransport(StreamHandler):
 
         May be cancelled, and called any number of times.
 
-        :raises BaseException: client side: what a listener's method raised, if that ended the connection
+        :raises BaseException: client side: what a listener's method raised first, unless
+            ``disconnect_on_exception`` is off
         :raises WSPeerProtocolError: client side: the peer violated the protocol
         """
         if self.disconnected_future is None:
@@ -823,8 +824,9 @@ cdef class WSTransport(StreamHandler):
         )
         if self.round_trips is None:
             self.round_trips = RoundTrips(numbered)
-            if not numbered and self.auto_ping is not None and self.auto_ping.awaiting_pong:
-                self.round_trips.next_payload()     # the answer to auto-ping's comes first
+        if (not numbered and not self.round_trips.outstanding
+                and self.auto_ping is not None and self.auto_ping.awaiting_pong):
+            self.round_trips.next_payload()     # the answer to auto-ping's comes first
         waiter = self.pong_waiter = self.loop.create_future()
         payload = self.round_trips.next_payload()
         started = pf_monotonic()
@@ -911,9 +913,12 @@ cdef class WSTransport(StreamHandler):
         cdef int code = WSCloseCode.INTERNAL_ERROR
         cdef bytes reason = b""
         fatal = not isinstance(error, Exception)
-        if not self.is_client_side or not self.options.disconnect_on_exception or self.state_code == CLOSED:
+        ends = self.options.disconnect_on_exception or fatal or method == "on_ws_connected"
+        if ends and self.is_client_side and self.callback_error is None:
+            self.callback_error = error     # for wait_disconnected(), whatever else ends the connection
+        else:
             self.logger.error("%r: %s raised", self, method, exc_info=error)
-        if self.options.disconnect_on_exception or fatal or method == "on_ws_connected":
+        if ends:
             if isinstance(error, WSProtocolError) and pf_close_code_valid(<unsigned int> error.code):
                 code = error.code
                 reason = error.close_reason
@@ -995,11 +1000,7 @@ cdef class WSTransport(StreamHandler):
             if listener is not None:
                 (<object> listener).on_ws_disconnected(self)
         except BaseException as error:
-            if self.disconnect_exception is None and self.is_client_side:
-                self.disconnect_cause = WSDisconnectCause.CALLBACK_ERROR
-                self.disconnect_exception = error
-            else:
-                self._callback_failed(error, "on_ws_disconnected")
+            self._callback_failed(error, "on_ws_disconnected")
         finally:
             self.ws_listener = None
             if self.server is not None:
@@ -1015,19 +1016,24 @@ cdef class WSTransport(StreamHandler):
         for future in (self.connected_future, self.pong_waiter):
             if future is not None and not future.done():
                 future.set_exception(closed)
-        error = self.disconnect_exception
-        if self.is_client_side and self.response is not None and cause in (
-            WSDisconnectCause.CALLBACK_ERROR, WSDisconnectCause.PROTOCOL_ERROR
-        ):
+        error = self.callback_error
+        if isinstance(error, StopIteration):
+            # A future takes any exception but this.
+            error = RuntimeError(f"a listener's method raised {error!r}")
+            error.__cause__ = self.callback_error
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+            error = None        # the event loop has had it
+        elif error is None and self.is_client_side and cause == WSDisconnectCause.PROTOCOL_ERROR:
+            error = self.disconnect_exception
+        if error is not None:
             if self.disconnected_future is None:
                 self.disconnected_future = self.loop.create_future()
-            if not self.disconnected_future.done():
-                self.disconnected_future.set_exception(error)
-                if cause == WSDisconnectCause.PROTOCOL_ERROR:
-                    # asyncio reports an error that nobody asks for. A callback's own is worth that; a
-                    # stranger's is not.
-                    self.disconnected_future.exception()
-        elif self.disconnected_future is not None and not self.disconnected_future.done():
+            self.disconnected_future.set_exception(error)
+            if self.callback_error is None:
+                # asyncio reports an error that nobody asks for. A callback's own is worth that; a
+                # stranger's is not.
+                self.disconnected_future.exception()
+        elif self.disconnected_future is not None:
             self.disconnected_future.set_result(None)
 
 

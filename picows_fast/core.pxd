@@ -107,6 +107,7 @@ cdef class WSTransport(StreamHandler):
         double last_received        # seconds of the monotonic clock
 
         object disconnected_future  # made when somebody waits, or there is an error to tell
+        object callback_error       # client: what a listener's method raised first
 
     # `buffer` has room for the frame's header, 14 bytes, in front of it. It is not changed behind that, and free for
     # reuse when the call returns.

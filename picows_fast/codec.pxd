@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t
 
 
 cpdef enum WSMsgType:
+    """What a frame is: its opcode (RFC 6455 5.2)."""
     CONTINUATION = 0x0
     TEXT = 0x1
     BINARY = 0x2
@@ -19,8 +20,10 @@ cpdef enum WSMsgType:
 
 
 cpdef enum WSCloseCode:
-    # NO_INFO stands for "no code in the frame"; it and ABNORMAL_CLOSURE never appear on the wire
-    # (RFC 6455 7.4.1).
+    """Why a connection is closed (RFC 6455 7.4.1, and IANA's registry).
+
+    NO_INFO stands for "no code in the frame"; it and ABNORMAL_CLOSURE never appear on the wire.
+    """
     NO_INFO = 0
     OK = 1000
     GOING_AWAY = 1001

@@ -184,6 +184,10 @@ cdef class WSFrame:
 
     A frame may be kept: after the callback it holds a copy of its payload. A memoryview of the payload stays
     valid too. Frames are made by the parser, not by users.
+
+    Read-only attributes: ``msg_type``, a :class:`WSMsgType`; ``fin``, ``rsv1``, ``rsv2``, ``rsv3``, the header's bits
+    as bool; ``payload_size``, bytes; ``tail_size``, the bytes that follow this frame in the receive buffer;
+    ``last_in_buffer``, whether no complete frame follows there.
     """
 
     def __cinit__(self):
@@ -344,6 +348,8 @@ cdef class FrameParser:
         parser.feed(data)
         for frame in parser:
             ...
+
+    ``close_received``, read-only, tells whether a CLOSE frame has come.
 
     :param is_client: this side is the client, so frames must come unmasked; a server's must be masked
     :param max_frame_size: bytes of payload that one frame may have

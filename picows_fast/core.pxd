@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t
 
 
 cpdef enum WSAutoPingStrategy:
+    """When auto-ping sends a ping: after silence, or all the time."""
     PING_WHEN_IDLE = 1
     PING_PERIODICALLY = 2
 

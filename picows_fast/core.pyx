@@ -212,6 +212,17 @@ cdef class WSTransport(StreamHandler):
 
     Made by ``ws_connect`` and ``ws_create_server``. Its methods belong to the event loop's thread and raise
     RuntimeError elsewhere. Sending after CLOSE, or when the connection is gone, does nothing.
+
+    Read-only attributes, besides the properties:
+
+    - ``request``, :class:`WSUpgradeRequest`, and ``response``, :class:`WSUpgradeResponse`: the opening handshake
+    - ``subprotocol``: str, or None if none was negotiated (RFC 6455 1.9)
+    - ``close_handshake``: :class:`WSCloseHandshake`, or None until the first CLOSE frame
+    - ``disconnect_cause``: :class:`WSDisconnectCause`, or None while connected; ``disconnect_exception``: what went
+      wrong, or None if nothing did
+    - ``is_client_side``, ``is_secure``, ``is_close_frame_sent``, ``is_disconnected``: bool
+    - ``underlying_transport``: what carries the bytes, with ``get_extra_info()`` and the rest of what can be read of
+      an :class:`asyncio.Transport`
     """
 
     def __init__(self):

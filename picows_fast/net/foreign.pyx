@@ -21,6 +21,10 @@ cdef enum:
     RECEIVE_SIZE = 64 * 1024
 
 
+def _raise(error):
+    raise error
+
+
 class _Protocol(asyncio.BufferedProtocol):
     """What the foreign transport calls; asyncio wants a Python class here."""
 
@@ -40,7 +44,7 @@ class _Protocol(asyncio.BufferedProtocol):
 
 
 cdef class ForeignStream(ByteStream):
-    """A stream over any :class:`asyncio.Transport`: connect the transport with :attr:`protocol`.
+    """A stream over any :class:`asyncio.Transport`: connect it with ``protocol``. ``transport`` is None until then.
 
     :param on_connected: called without arguments when the transport is there, or None
     """
@@ -88,13 +92,19 @@ cdef class ForeignStream(ByteStream):
         return PyMemoryView_FromMemory(<char*> where, room, PyBUF_WRITE)
 
     def _buffer_updated(self, Py_ssize_t size):
-        if not self.closing:
+        if self.closing:
+            return
+        try:
             self.received(size)
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Some loops' transports take these for an error of the connection. A call of the loop's own ends it.
+            self.loop.call_soon(_raise, error)
 
     def _eof_received(self):
         self.report_end(StreamEnd.FIN, None)
-        # The transport stays open for what is still to be sent; close() and abort() end it.
-        return True
+        # The transport stays open for what is still to be sent; close() and abort() end it. (TLS of the loop's own,
+        # below a proxy's tunnel, has no half-open state and asks not to be told so.)
+        return self.transport.can_write_eof()
 
     def _connection_lost(self, error):
         self.lost = True
@@ -112,8 +122,12 @@ cdef class ForeignStream(ByteStream):
         self.transport_paused = True
 
     def _resume_writing(self):
+        # Not at once: asyncio's transport does not bear an abort() in this call.
         self.transport_paused = False
-        if not self.closed and self.writing_paused:
+        self.loop.call_soon(self._resume_turn)
+
+    def _resume_turn(self):
+        if self.writing_paused and not (self.transport_paused or self.closed):
             self.writing_paused = False
             self.handler.stream_resume_writing()
 

@@ -9,8 +9,8 @@
 from libc.stdint cimport uint8_t
 
 
-# Why no more bytes will come.
 cpdef enum StreamEnd:
+    """Why no more bytes will come."""
     FIN = 1                 # the peer shut down its side
     RESET = 2               # the peer, or something between, reset the connection
     FAILED = 3              # the operating system gave up (timeout, unreachable, ...)

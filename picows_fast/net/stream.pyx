@@ -29,6 +29,8 @@ cdef enum:
 # --- Receive buffers -----------------------------------------------------------------------------
 
 cdef class ReceiveBuffer:
+    """Memory that bytes are received into. Has nothing for Python code."""
+
     def __dealloc__(self):
         PyMem_Free(self.data)
 
@@ -43,6 +45,8 @@ cdef ReceiveBuffer new_receive_buffer(Py_ssize_t capacity):
 
 
 cdef class ReadSpace:
+    """Where the streams of one event loop read into. Has nothing for Python code."""
+
     def __cinit__(self, Py_ssize_t capacity=READ_SPACE_SIZE):
         self.buffer = new_receive_buffer(capacity)
 
@@ -77,6 +81,8 @@ cdef ReadSpace read_space(object loop, int depth):
 # --- Streams -------------------------------------------------------------------------------------
 
 cdef class StreamHandler:
+    """Who is told of a stream's events, by C methods. Has nothing for Python code."""
+
     cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1:
         return size
 
@@ -100,6 +106,9 @@ cdef class ByteStream(StreamHandler):
     """Bytes in order, both ways. Has the read-only surface of :class:`asyncio.Transport`.
 
     Writing is the business of the layer above; to write to the stream itself would corrupt its framing.
+
+    Read-only attributes: ``loop``; ``reading_paused``, ``writing_paused``, as bool; ``closing``, whether close() or
+    abort() was called; ``closed``, whether everything is released.
     """
 
     def __dealloc__(self):

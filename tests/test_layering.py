@@ -1,0 +1,242 @@
+"""The layers' arrows point one way: wire -> codec -> net -> core -> client, server -> cli.
+
+Proved from the text of every module, declaration file, stub and C header of the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "picows_fast"
+
+# What each module may import of the package. What is not listed is forbidden, so a new module is
+# put into its place here first.
+BASE = {"exceptions", "states", "keepalive", "options", "_version"}
+HANDSHAKE = {"url", "http_messages", "handshake"}
+NET = {"net", "net.stream", "net.tcp", "net.tls", "net.foreign", "net.open"}
+CONNECTIONS = {"connecting", "listening"}
+ALLOWED: dict[str, set[str]] = {
+    "_version": set(),
+    "exceptions": set(),
+    "states": set(),
+    "keepalive": set(),
+    "options": set(),
+    "url": {"exceptions"},
+    "http_messages": {"exceptions"},
+    "handshake": {"exceptions", "url", "http_messages"},
+    "wire": set(),
+    "codec": {"wire", "exceptions"},
+    "net": set(),
+    "net.stream": set(),
+    "net.tcp": {"net", "net.stream"},
+    "net.tls": {"net", "net.stream"},
+    "net.foreign": {"net", "net.stream"},
+    "net.open": NET,
+    "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive"}
+    | {"http_messages"},
+    "connecting": {"exceptions", "url"},
+    "listening": set(),
+    "client": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
+    "server": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
+}
+# What is not below anybody: the package's front door and the command line.
+TOP = {"", "__main__", "cli"}
+
+# These do no I/O: bytes and a clock are handed to them.
+SANS_IO = {"codec", "handshake", "http_messages", "url", "keepalive", "states", "exceptions"}
+IO_MODULES = {
+    "asyncio",
+    "socket",
+    "ssl",
+    "selectors",
+    "select",
+    "threading",
+    "uvloop",
+    "subprocess",
+}
+
+IMPORT = re.compile(
+    r"""^[ \t]*(?:
+        from[ \t]+(?P<module>[.\w]+)[ \t]+c?import[ \t]+(?P<names>\([^)]*\)|[^\n]*)
+        |c?import[ \t]+(?P<modules>[^\n]+)
+        |cdef[ \t]+extern[ \t]+from[ \t]+"(?P<header>[^"<]+)"
+    )""",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+def without_strings(text: str) -> str:
+    """Docstrings and verbatim C hold lines that look like imports."""
+    return re.sub(r'""".*?"""', '""', text, flags=re.DOTALL)
+
+
+def imported_by_cython(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(module as written, names) of each import and cimport; a C header counts as its folder."""
+    for match in IMPORT.finditer(without_strings(text)):
+        if match["module"]:
+            names = re.sub(r"#[^\n]*", "", match["names"]).strip("() \t\n")
+            yield match["module"], [name.split()[0] for name in names.split(",") if name.strip()]
+        elif match["modules"]:
+            for name in match["modules"].split("#")[0].split(","):
+                yield name.split()[0], []
+        elif "/" in match["header"]:
+            yield f"picows_fast.{match['header'].split('/')[0]}", []
+
+
+def imported_by_python(text: str) -> Iterator[tuple[str, list[str]]]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, []
+
+
+def name_of(path: Path) -> str:
+    """The module of a file, without the package's name."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+KNOWN = {*ALLOWED, *TOP}
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """What a file imports: (of the package, from elsewhere)."""
+    text = path.read_text()
+    found = (
+        imported_by_cython(text) if path.suffix in (".pyx", ".pxd") else imported_by_python(text)
+    )
+    home = path.relative_to(PACKAGE.parent).parent.parts
+    inside = set()
+    outside = set()
+    for written, names in found:
+        dots = len(written) - len(written.lstrip("."))
+        if dots:
+            base = ".".join((*home[: len(home) - dots + 1], written[dots:])).rstrip(".")
+        else:
+            base = written
+        if base.split(".")[0] != "picows_fast":
+            outside.add(base.split(".")[0])
+            continue
+        base = base.removeprefix("picows_fast").lstrip(".")
+        # `from . import codec` imports a module, `from .codec import WSFrame` does not.
+        submodules = {f"{base}.{name}".lstrip(".") for name in names} & KNOWN
+        inside |= submodules or {base}
+    return inside, outside
+
+
+FILES = sorted(
+    path
+    for path in PACKAGE.rglob("*")
+    if path.suffix in (".py", ".pyi", ".pyx", ".pxd") and "__pycache__" not in path.parts
+)
+
+
+def layer(name: str) -> str:
+    return "cli" if name.startswith("cli.") else name
+
+
+def test_imports_are_found():
+    text = '''
+"""from .docstring import nothing"""
+import os, re
+from libc.string cimport memcpy
+from .codec cimport (
+    WSFrame,    # a comment
+    WSMsgType,
+)
+    from . import client
+cimport cython
+cdef extern from "wire/mask.h" nogil:
+    pass
+cdef extern from "Python.h":
+    pass
+'''
+    assert list(imported_by_cython(text)) == [
+        ("os", []),
+        ("re", []),
+        ("libc.string", ["memcpy"]),
+        (".codec", ["WSFrame", "WSMsgType"]),
+        (".", ["client"]),
+        ("cython", []),
+        ("picows_fast.wire", []),
+    ]
+    assert imports(PACKAGE / "core.pyx")[0] >= {"codec", "net.stream", "wire", "exceptions"}
+    assert "asyncio" in imports(PACKAGE / "core.pyx")[1]
+    assert imports(PACKAGE / "core.pxd")[0] == {"codec", "net.stream"}
+    assert imports(PACKAGE / "net" / "open.py")[0] >= {"net.tcp", "net.foreign"}
+    assert imports(PACKAGE / "client.py")[0] >= {"core", "options", "net.open"}
+
+
+def test_every_module_has_its_place():
+    assert {layer(name_of(path)) for path in FILES} == KNOWN
+
+
+def test_the_arrows_form_no_circle():
+    def below(name: str, above: tuple[str, ...] = ()) -> None:
+        assert name not in above, f"a circle: {' -> '.join((*above, name))}"
+        for lower in ALLOWED[name] - {name}:
+            below(lower, (*above, name))
+
+    for name in ALLOWED:
+        below(name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_what_is_below(path):
+    name = layer(name_of(path))
+    inside, _ = imports(path)
+    if name in TOP:
+        if name == "":
+            assert not any(layer(module) in TOP for module in inside)
+        return
+    assert inside - {name} <= ALLOWED[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_line_imports_the_command_line(path):
+    inside, _ = imports(path)
+    if layer(name_of(path)) not in ("cli", "__main__"):
+        assert not any(layer(module) in ("cli", "__main__") for module in inside)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if name_of(path) in SANS_IO],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_protocol_without_io(path):
+    _, outside = imports(path)
+    assert not outside & IO_MODULES
+
+
+def test_no_include_of_cython_files():
+    for path in FILES:
+        if path.suffix in (".pyx", ".pxd"):
+            assert not re.search(r"^\s*include\s", without_strings(path.read_text()), re.MULTILINE)
+
+
+def test_declarations_need_no_header():
+    """What users cimport must not make them need an include path."""
+    for name in ("core.pxd", "codec.pxd", "net/stream.pxd"):
+        assert "cdef extern" not in (PACKAGE / name).read_text()
+        assert "wire" not in imports(PACKAGE / name)[0]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "wire").glob("*.h")), ids=lambda path: path.name)
+def test_wire_is_plain_c(path):
+    """No Python, no allocation, no I/O, nothing of the package outside of wire/."""
+    text = path.read_text()
+    headers = re.findall(r'#\s*include\s*[<"]([^>"]+)[>"]', text)
+    assert headers
+    for header in headers:
+        assert header != "Python.h"
+        assert "/" not in header or header.startswith("sys/auxv")
+    code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+    assert not re.search(r"\b(malloc|calloc|realloc|free|send|recv|read|write|printf)\s*\(", code)

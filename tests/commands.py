@@ -1,4 +1,4 @@
-"""The commands of picows_fast, each started in its own process, and real peers for them."""
+"""The commands of picows_fast and other programs, each in a process of its own, and real peers."""
 
 from __future__ import annotations
 
@@ -71,8 +71,11 @@ class Commands:
         self.folder = folder
         self.started: list[asyncio.subprocess.Process] = []
 
-    async def start(self, *arguments: object, program: str | None = None) -> Command:
-        python = ["-c", program] if program else ["-m", "picows_fast"]
+    async def start(
+        self, *arguments: object, program: str | None = None, script: Path | None = None
+    ) -> Command:
+        """Start a command of picows_fast, or a program of its own, or a file with one."""
+        python = ["-c", program] if program else [str(script)] if script else ["-m", "picows_fast"]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-X",
@@ -90,9 +93,13 @@ class Commands:
         return Command(process)
 
     async def run(
-        self, *arguments: object, stdin: bytes = b"", program: str | None = None
+        self,
+        *arguments: object,
+        stdin: bytes = b"",
+        program: str | None = None,
+        script: Path | None = None,
     ) -> Result:
-        return await (await self.start(*arguments, program=program)).finish(stdin)
+        return await (await self.start(*arguments, program=program, script=script)).finish(stdin)
 
     async def replay(self, *arguments: object) -> tuple[Command, str]:
         """A `replay` that listens, and its URL."""

@@ -1,0 +1,60 @@
+"""One feed to many clients. A client that cannot keep up is dropped; the others do not notice.
+
+python examples/fanout_server.py [port] [messages a second]
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+
+from picows_fast import WSListener, WSMsgType, WSTransport, ws_create_server
+
+subscribers: set[WSTransport] = set()
+
+
+class Subscriber(WSListener):
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        subscribers.add(transport)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        subscribers.discard(transport)
+        print(f"client gone: {transport.disconnect_cause!r}", flush=True)
+
+    # Where a new update replaces the earlier ones, skip the client from here to resume_writing.
+    def pause_writing(self) -> None:
+        print("client is slow", flush=True)
+
+    def resume_writing(self) -> None:
+        print("client has caught up", flush=True)
+
+
+async def publish(rate: int) -> None:
+    number = 0
+    while True:
+        await asyncio.sleep(0.01)
+        for _ in range(max(1, rate // 100)):  # on_ws_disconnected never comes out of a send
+            number += 1
+            message = json.dumps({"trade": number, "price": 100 + number % 10}).encode()
+            for transport in subscribers:
+                transport.send(WSMsgType.TEXT, message)
+
+
+async def main(port: int, rate: int) -> None:
+    server = await ws_create_server(
+        lambda request: Subscriber(),
+        "127.0.0.1",
+        port,
+        coalesce_writes=True,  # what one turn of the loop publishes leaves in one system call
+        max_write_backlog=256 * 1024,  # bytes that one client may be behind
+        enable_auto_ping=True,  # find clients that have vanished, too
+        enable_auto_close=True,
+    )
+    print(f"listening on ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", flush=True)
+    await asyncio.gather(publish(rate), server.serve_forever())
+
+
+if __name__ == "__main__":
+    defaults = ["9001", "100"]
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main(*map(int, sys.argv[1:] + defaults[len(sys.argv) - 1 :])))

@@ -1,0 +1,244 @@
+"""examples/: each one runs as its first lines say, and does what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trustme
+
+import picows_fast
+from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
+
+from .commands import ENVIRONMENT, Command, Commands, Result, commands_fixture  # noqa: F401
+from .conftest import ROOT
+from .support import raw_client, read_frame, serving
+
+EXAMPLES = ROOT / "examples"
+
+# The event loop that matters is the example's.
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
+
+
+class Examples:
+    """Runs the files of examples/."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    async def run(self, name: str, *arguments: object) -> list[str]:
+        """Run an example to its end; the lines it printed."""
+        return succeeded(await self._commands.run(*arguments, script=EXAMPLES / name))
+
+    async def start(self, name: str, *arguments: object) -> Command:
+        return await self._commands.start(*arguments, script=EXAMPLES / name)
+
+    async def server(self, name: str, *arguments: object) -> tuple[Command, str]:
+        """Start an example that listens; its URL as it says."""
+        command = await self.start(name, *arguments)
+        found = re.fullmatch(r"listening on (\S+)\n", await command.line())
+        assert found is not None, await command.finish()
+        return command, found[1]
+
+
+def succeeded(result: Result) -> list[str]:
+    assert (result.code, result.err) == (0, ""), result
+    return result.out.splitlines()
+
+
+async def stop(command: Command) -> list[str]:
+    """End an example with Ctrl-C; the lines it printed since."""
+    command.interrupt()
+    return succeeded(await command.finish())
+
+
+@pytest.fixture
+async def examples(commands: Commands) -> AsyncIterator[Examples]:
+    return Examples(commands)
+
+
+@pytest.mark.parametrize("server", ["echo_server.py", "codec_trio.py"])
+async def test_echo(examples: Examples, server: str) -> None:
+    command, url = await examples.server(server, 0)
+    lines = await examples.run("echo_client.py", url)
+    assert lines[:4] == [
+        "received one",
+        "received two",
+        "received three",
+        "disconnected: CLOSE_FRAME",
+    ]
+    assert lines[4].startswith("WSCloseHandshake(recv=WSCloseInfo(code=<WSCloseCode.OK: 1000>")
+    assert await examples.run("codec_thread.py", url) == ["received hello", "closed with OK"]
+    seen = ["client asks for /"] * 2 if server == "echo_server.py" else []
+    assert await stop(command) == seen
+
+
+async def test_trio_server_refuses(examples: Examples) -> None:
+    command, url = await examples.server("codec_trio.py", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", picows_fast.parse_url(url).port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 426 ")
+    writer.close()
+    reader, writer = await raw_client(url)
+    writer.write(picows_fast.build_frame(WSMsgType.TEXT, "not masked"))
+    opcode, payload = await read_frame(reader)
+    assert (opcode, payload[:2]) == (WSMsgType.CLOSE, b"\x03\xea")  # 1002
+    writer.close()
+    assert await stop(command) == []
+
+
+class Exchange(WSListener):
+    """Answers a subscription with two updates, then ends the connection in a way of its own."""
+
+    def __init__(self, end: Callable[[WSTransport], None]) -> None:
+        self.end = end
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        assert frame.get_payload_as_bytes() == b'{"op": "subscribe", "channel": "book"}'
+        transport.send(WSMsgType.TEXT, '{"bid": 1}')
+        transport.send(WSMsgType.TEXT, '{"bid": 2}')
+        self.end(transport)
+
+
+async def test_exchange_client_reconnects(examples: Examples) -> None:
+    last: asyncio.Queue[WSTransport] = asyncio.Queue()
+    ends = [lambda transport: transport.send_close(1012, "restart"), last.put_nowait]
+
+    async with serving(lambda request: Exchange(ends.pop(0)), enable_auto_close=True) as url:
+        client = await examples.start("exchange_client.py", url)
+        updates = ["update {'bid': 1}\n", "update {'bid': 2}\n"]
+        assert [await client.line() for _ in range(2)] == updates
+        line = await client.line()
+        assert "CLOSE_FRAME" in line
+        assert "SERVICE_RESTART" in line
+        assert [await client.line() for _ in range(2)] == updates
+        transport = await asyncio.wait_for(last.get(), 20)
+        assert await stop(client) == []
+        await asyncio.wait_for(transport.wait_disconnected(), 20)
+        assert transport.close_handshake.recv.code == picows_fast.WSCloseCode.GOING_AWAY
+
+
+async def test_exchange_client_waits_for_a_server(examples: Examples) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # and does not listen
+        client = await examples.start(
+            "exchange_client.py", f"ws://127.0.0.1:{sock.getsockname()[1]}/"
+        )
+        for _ in range(2):
+            assert "ConnectionRefusedError" in await client.line()
+        await stop(client)
+
+
+async def test_json_ping(examples: Examples) -> None:
+    by_bytes, by_content = await examples.run("json_ping.py")
+    assert by_bytes.startswith("ByBytes: 5 pongs, fastest ")
+    assert by_content.startswith("ByContent: 5 pongs, fastest ")
+
+
+async def test_fragments(examples: Examples) -> None:
+    assert await examples.run("fragments.py") == ["bid 1 \N{EURO SIGN}"]
+
+
+class Reader(WSListener):
+    def __init__(self) -> None:
+        self.enough = asyncio.Event()
+        self.numbers = 0
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        self.numbers += 1
+        if self.numbers == 1000:
+            self.enough.set()
+
+
+async def test_fanout_drops_the_slow(examples: Examples) -> None:
+    command, url = await examples.server("fanout_server.py", 0, 50_000)
+    transport, reader = await picows_fast.ws_connect(Reader, url)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", picows_fast.parse_url(url).port))
+        slow.sendall(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        seen = ""
+        while "WRITE_BACKLOG" not in seen:
+            seen += await command.line()
+    assert "client is slow\n" in seen
+    await asyncio.wait_for(reader.enough.wait(), 20)
+    assert not transport.is_disconnected
+    transport.send_close(1000)
+    await asyncio.wait_for(transport.wait_disconnected(), 20)
+    command.interrupt()
+    result = await command.finish()
+    assert result.code == 0
+    # The log's WARNING, which nobody has configured away.
+    assert re.fullmatch(r".* bytes wait for a peer that does not read; .*\n", result.err)
+
+
+async def test_tls(examples: Examples, commands: Commands, authority: trustme.CA) -> None:
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    trusted, chain, key = (commands.folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
+    authority.cert_pem.write_to_path(trusted)
+    certificate.private_key_pem.write_to_path(key)
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(chain, append=True)
+    command, url = await examples.server("tls_server.py", chain, key, 0)
+    lines = await examples.run("tls_client.py", url, trusted)
+    assert lines == [
+        "TLSv1.3, session resumed: False",
+        "received hello",
+        "TLSv1.3, session resumed: True",
+        "received hello",
+    ]
+    assert await stop(command) == []
+
+
+async def test_unix_socket(examples: Examples) -> None:
+    assert await examples.run("unix_socket.py") == ["received hello", "left in the folder: []"]
+
+
+async def http_get(port: int | None, path: str) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    return answer
+
+
+async def test_health_page(examples: Examples) -> None:
+    command, url = await examples.server("health_page.py", 0)
+    port = int(url.removesuffix("/health").rpartition(":")[2])
+    transport, _ = await picows_fast.ws_connect(WSListener, f"ws://127.0.0.1:{port}/feed")
+    head, body = (await http_get(port, "/health")).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Content-Type: application/json" in head
+    assert body == b'{"clients": 1}\n'
+    assert (await http_get(port, "/favicon.ico")).startswith(b"HTTP/1.1 404 ")
+    transport.disconnect()
+    await asyncio.wait_for(transport.wait_disconnected(), 20)
+    assert await stop(command) == []
+
+
+async def test_cython_client(examples: Examples, commands: Commands) -> None:
+    folder = shutil.copytree(EXAMPLES / "cython_client", commands.folder / "cython_client")
+    build = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--inplace",
+        cwd=folder,
+        env={**ENVIRONMENT, "CFLAGS": "-O0"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await build.communicate()
+    assert build.returncode == 0, output.decode()
+    command, url = await examples.server("fanout_server.py", 0, 10_000)
+    lines = succeeded(await commands.run(url, script=folder / "run.py"))
+    assert lines == ["1000 frames, 1000 commas"]
+    await stop(command)

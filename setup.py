@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 SANITIZE = os.environ.get("PICOWS_FAST_SANITIZE") == "1"
 TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
 
-modules = ["codec", "core", "net.stream", "net.tls", "net.foreign"]
+modules = ["codec", "core", "net.stream", "net.tls", "net.foreign", "layers.messages"]
 if sys.platform != "win32":
     modules.append("net.tcp")  # POSIX system calls; elsewhere the streams lie on asyncio's transports
 

@@ -30,15 +30,19 @@ cdef class WSCloseHandshake:
         readonly bint recv_then_sent
 
 
-# How a listener's on_ws_frame is called; found out once, when the connection is made.
-cdef enum FrameCall:
+# How a listener's method is called; found out once, when the connection is made.
+cdef enum ListenerCall:
     CALL_NOTHING        # nobody overrides it
     CALL_VTABLE         # overridden in Cython
     CALL_PYTHON         # overridden in Python
 
 
 cdef class WSListener:
-    cdef object __weakref__
+    cdef:
+        object __weakref__
+
+        # --- internal: for picows_fast.layers
+        bint watches_unfinished     # _unfinished_payload() is wanted; read when the connection is made
 
     cpdef on_ws_connected(self, WSTransport transport)
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame)
@@ -49,6 +53,13 @@ cdef class WSListener:
 
     cpdef pause_writing(self)
     cpdef resume_writing(self)
+
+    # --- internal: for picows_fast.layers
+    # Part of a data frame has come, and nothing wrong with its header was found. `data` is what came of the payload
+    # since the last call, unmasked; it lasts until this returns, or something is sent. All of the payload, what was
+    # shown included, comes with on_ws_frame. An exception is treated as one of on_ws_frame.
+    cdef int _unfinished_payload(self, WSTransport transport, int opcode, const uint8_t *data,
+                                 Py_ssize_t size) except -1
 
 
 cdef class WSTransport(StreamHandler):
@@ -85,8 +96,10 @@ cdef class WSTransport(StreamHandler):
         # frames in
         FrameParser parser
         bint receiving              # frames are given out: not paused, not being ended
-        FrameCall frame_call
+        ListenerCall frame_call
         object frame_method         # the bound method for CALL_PYTHON
+        object listener_state       # what a listener of picows_fast.layers keeps about this connection
+        Py_ssize_t unfinished_shown # bytes that _unfinished_payload() got of this frame; -1: it is not wanted
         bint trace                  # frames are logged, at PICOWS_DEBUG_LL
         bint asks_pong              # is_user_specific_pong() is overridden
 
@@ -145,6 +158,7 @@ cdef class WSTransport(StreamHandler):
     cdef Py_ssize_t _frames(self, uint8_t *data, Py_ssize_t size, object owner) except -1
     cdef int _on_frame(self, WSFrame frame) except -1
     cdef int _deliver(self, WSFrame frame) except -1
+    cdef int _show_unfinished(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int _on_close_frame(self, WSFrame frame) except -1
     cdef int _after_close_received(self) except -1
     cdef bint _is_pong(self, WSFrame frame) except -1
@@ -152,6 +166,7 @@ cdef class WSTransport(StreamHandler):
     cdef int _update_pong_expected(self) except -1
     cdef int _ping(self) except -1
     cdef int _callback_failed(self, error, str method) except -1
+    cdef int _peer_failed(self, error) except -1
     cdef int _fail(self, cause, int close_code, bytes reason, error) except -1
     cdef int _set_cause(self, cause, error) except -1
     cdef int _close_stream(self) except -1
@@ -160,3 +175,7 @@ cdef class WSTransport(StreamHandler):
     cdef int _arm_closing(self) except -1
     cdef int _on_ping_timer(self) except -1
     cdef int _on_handshake_timeout(self) except -1
+
+
+# How to call a method of that name; `base` is the one that counts as not overridden, `slot` its offset in the vtable.
+cdef ListenerCall how_to_call(WSListener listener, str name, object base, size_t slot) except *

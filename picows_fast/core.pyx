@@ -32,7 +32,7 @@ from .net.stream cimport StreamEnd, new_receive_buffer
 from .wire cimport PF_FRAME_OK, pf_close_code_valid, pf_mask, pf_write_frame_header
 
 from .codec import WSCloseCode as CloseCode
-from .exceptions import WSConnectionClosedError, WSHandshakeError, WSProtocolError
+from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError, WSProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener
 from .keepalive import AutoPing, PingAction, RoundTrips
 from .states import WSDisconnectCause, WSState
@@ -45,10 +45,16 @@ cdef extern from "net/clock.h" nogil:
 
 cdef extern from *:
     """
-    #define pf_frame_slot(vtable) \
-        ((void *)((struct __pyx_vtabstruct_11picows_fast_4core_WSListener *)(vtable))->on_ws_frame)
+    #include <stddef.h>
+
+    #define PF_FRAME_SLOT offsetof(struct __pyx_vtabstruct_11picows_fast_4core_WSListener, on_ws_frame)
+
+    /* 1: whether Python overrides the method is not looked up again. */
+    #define pf_call_frame_slot(listener, transport, frame) \
+        (listener)->__pyx_vtab->on_ws_frame(listener, transport, frame, 1)
     """
-    void *pf_frame_slot(void *vtable)
+    size_t PF_FRAME_SLOT
+    object pf_call_frame_slot(WSListener listener, WSTransport transport, WSFrame frame)
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
@@ -168,9 +174,13 @@ cdef class WSListener:
     cpdef resume_writing(self):
         """No more than ``write_low_watermark`` bytes wait for the peer."""
 
+    cdef int _unfinished_payload(self, WSTransport transport, int opcode, const uint8_t *data,
+                                 Py_ssize_t size) except -1:
+        return 0
+
 
 # They are called by name, as the vtable does not have a `def` in a Cython class. on_ws_frame is where that costs:
-# see how_to_call_frames().
+# see how_to_call().
 cdef object _BASE_ON_WS_FRAME = WSListener.__dict__["on_ws_frame"]
 cdef object _BASE_IS_PONG = WSListener.__dict__["is_user_specific_pong"]
 cdef object _BASE_PING = WSListener.__dict__["send_user_specific_ping"]
@@ -189,17 +199,19 @@ cdef object who_overrides(WSListener listener, str name, object base):
     return None
 
 
-cdef FrameCall how_to_call_frames(WSListener listener) except *:
-    who = who_overrides(listener, "on_ws_frame", _BASE_ON_WS_FRAME)
+cdef inline void *slot_of(object vtable, size_t slot) except NULL:
+    return (<void**> (<char*> PyCapsule_GetPointer(vtable, NULL) + slot))[0]
+
+
+cdef ListenerCall how_to_call(WSListener listener, str name, object base, size_t slot) except *:
+    who = who_overrides(listener, name, base)
     if who is None:
         return CALL_NOTHING
     own = None if who is listener else who.__dict__.get("__pyx_vtable__")
     if own is None:
         return CALL_PYTHON
     # A Cython class: only `cpdef` puts a method into the vtable, `def` does not.
-    if pf_frame_slot(PyCapsule_GetPointer(own, NULL)) == pf_frame_slot(
-        PyCapsule_GetPointer(who.__base__.__pyx_vtable__, NULL)
-    ):
+    if slot_of(own, slot) == slot_of(who.__base__.__pyx_vtable__, slot):
         return CALL_PYTHON
     return CALL_VTABLE
 
@@ -595,9 +607,10 @@ cdef class WSTransport(StreamHandler):
             # An extension may use any of the bits; which one does is beyond a frame-level API.
             allowed_rsv=7 if "Sec-WebSocket-Extensions" in response.headers else 0,
         )
-        self.frame_call = how_to_call_frames(listener)
+        self.frame_call = how_to_call(listener, "on_ws_frame", _BASE_ON_WS_FRAME, PF_FRAME_SLOT)
         if self.frame_call == CALL_PYTHON:
             self.frame_method = listener.on_ws_frame
+        self.unfinished_shown = 0 if self.ws_listener.watches_unfinished else -1
         self.asks_pong = who_overrides(listener, "is_user_specific_pong", _BASE_IS_PONG) is not None
         self.trace = self.logger.isEnabledFor(PICOWS_DEBUG_LL)
         self._disarm()
@@ -703,10 +716,12 @@ cdef class WSTransport(StreamHandler):
             self._after_close_received()
             return size
         if parser.look < 0 and self.receiving:
-            error = peer_error(parser.look)
-            self.logger.info("%r: %s", self, error)
-            self._fail(WSDisconnectCause.PROTOCOL_ERROR, error.code, error.close_reason, error)
+            self._peer_failed(peer_error(parser.look))
             return size
+        if self.unfinished_shown >= 0 and self.receiving:
+            if used:
+                self.unfinished_shown = 0
+            self._show_unfinished(data + used, size - used)
         return used
 
     cdef int _on_frame(self, WSFrame frame) except -1:
@@ -725,11 +740,34 @@ cdef class WSTransport(StreamHandler):
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: received %r", self, frame)
         if self.frame_call == CALL_VTABLE:
-            self.ws_listener.on_ws_frame(self, frame)
+            pf_call_frame_slot(self.ws_listener, self, frame)
         elif self.frame_call == CALL_PYTHON:
             args[1] = <PyObject*> self
             args[2] = <PyObject*> frame
             PyObject_Vectorcall(self.frame_method, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        return 0
+
+    cdef int _show_unfinished(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Show the listener what it has not seen yet of the data frame that begins here."""
+        cdef FrameParser parser = self.parser
+        cdef const uint8_t *payload
+        cdef Py_ssize_t piece
+        if parser.wanted == 0 or parser.opcode >= WSMsgType.CLOSE or parser.rsv or self.is_close_frame_sent:
+            return 0
+        size -= parser.header_size
+        try:
+            while self.unfinished_shown < size:
+                piece = size - self.unfinished_shown
+                payload = data + parser.header_size + self.unfinished_shown
+                if parser.masked:
+                    # A copy is unmasked: the parser unmasks the whole in place when it is there.
+                    piece = min(piece, <Py_ssize_t> SCRATCH_SIZE)
+                    pf_mask(self.scratch, payload, <size_t> piece, parser.mask_key, <size_t> self.unfinished_shown)
+                    payload = self.scratch
+                self.unfinished_shown += piece
+                self.ws_listener._unfinished_payload(self, <int> parser.opcode, payload, piece)
+        except BaseException as error:
+            self._callback_failed(error, "on_ws_frame")
         return 0
 
     cdef int _answer_ping(self, WSFrame frame) except -1:
@@ -923,6 +961,8 @@ cdef class WSTransport(StreamHandler):
         """A listener's method raised."""
         cdef int code = WSCloseCode.INTERNAL_ERROR
         cdef bytes reason = b""
+        if isinstance(error, WSPeerProtocolError):
+            return self._peer_failed(error)     # found by a listener, and the peer's doing all the same
         fatal = not isinstance(error, Exception)
         ends = self.options.disconnect_on_exception or fatal or method == "on_ws_connected"
         if ends and self.is_client_side and self.callback_error is None:
@@ -937,6 +977,11 @@ cdef class WSTransport(StreamHandler):
         if fatal and not isinstance(error, asyncio.CancelledError):
             raise error     # KeyboardInterrupt and SystemExit are the event loop's business
         return 0
+
+    cdef int _peer_failed(self, error) except -1:
+        """The peer's frames break the protocol, whoever found it out."""
+        self.logger.info("%r: %s", self, error)
+        return self._fail(WSDisconnectCause.PROTOCOL_ERROR, error.code, error.close_reason, error)
 
     cdef int _fail(self, cause, int close_code, bytes reason, error) except -1:
         """The one way in which a connection fails (RFC 6455 7.1.7): CLOSE, flush, FIN, deadline, abort."""
@@ -1002,7 +1047,7 @@ cdef class WSTransport(StreamHandler):
         self.receiving = False
         self.state_code = CLOSED
         self.is_disconnected = True
-        self.handshake = self.listener_factory = self.frame_method = None
+        self.handshake = self.listener_factory = self.frame_method = self.listener_state = None
         if self.disconnect_cause is None:
             self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
         if self.logger.isEnabledFor(logging.DEBUG):

@@ -204,6 +204,8 @@ class WSViolation(IntEnum):
     CLOSE_CODE = -13
     CLOSE_REASON_UTF8 = -14
     TEXT_UTF8 = -15
+    MESSAGE_TOO_BIG = -16
+    TOO_MANY_FRAGMENTS = -17
 
 
 class Violation(NamedTuple):
@@ -296,6 +298,16 @@ VIOLATIONS: dict[int, Violation] = {
             WSViolation.TEXT_UTF8,
             _INVALID_TEXT,
             "text message is not UTF-8 (RFC 6455 8.1)",
+        ),
+        (
+            WSViolation.MESSAGE_TOO_BIG,
+            _TOO_BIG,
+            "message larger than max_message_size (RFC 6455 10.4)",
+        ),
+        (
+            WSViolation.TOO_MANY_FRAGMENTS,
+            _TOO_BIG,
+            "message in more than max_fragments frames (RFC 6455 10.4)",
         ),
     )
 }

@@ -36,6 +36,8 @@ cdef extern from "wire/frame.h" nogil:
         PF_ERR_CLOSE_CODE
         PF_ERR_CLOSE_REASON_UTF8
         PF_ERR_TEXT_UTF8
+        PF_ERR_MESSAGE_TOO_BIG
+        PF_ERR_TOO_MANY_FRAGMENTS
 
     ctypedef struct pf_frame_header:
         uint64_t payload_size

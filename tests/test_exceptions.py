@@ -172,6 +172,8 @@ def test_every_violation_has_code_and_section():
         assert re.search(r"\(RFC 6455 \d+(\.\d+)*\)$", entry.text)
     close_codes = {entry.violation: entry.close_code for entry in VIOLATIONS.values()}
     assert close_codes.pop(WSViolation.FRAME_TOO_BIG) == 1009
+    assert close_codes.pop(WSViolation.MESSAGE_TOO_BIG) == 1009
+    assert close_codes.pop(WSViolation.TOO_MANY_FRAGMENTS) == 1009
     assert close_codes.pop(WSViolation.TEXT_UTF8) == 1007
     assert close_codes.pop(WSViolation.CLOSE_REASON_UTF8) == 1007
     assert set(close_codes.values()) == {1002}

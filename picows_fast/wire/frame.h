@@ -54,7 +54,11 @@ enum {
     PF_ERR_CLOSE_PAYLOAD_SHORT = -12,     /* 5.5.1: a CLOSE payload of one byte */
     PF_ERR_CLOSE_CODE = -13,              /* 7.4: a close code that must not be sent */
     PF_ERR_CLOSE_REASON_UTF8 = -14,       /* 5.5.1: a close reason that is not UTF-8 */
-    PF_ERR_TEXT_UTF8 = -15                /* 8.1: a text message that is not UTF-8 */
+
+    /* Found by who joins fragments. */
+    PF_ERR_TEXT_UTF8 = -15,         /* 8.1: a text message that is not UTF-8 */
+    PF_ERR_MESSAGE_TOO_BIG = -16,   /* 10.4: a message above the local limit */
+    PF_ERR_TOO_MANY_FRAGMENTS = -17 /* 10.4: a message in more frames than the local limit */
 };
 
 typedef struct pf_frame_header {

@@ -270,7 +270,8 @@ static void test_error_codes(void)
         PF_ERR_FRAME_TOO_BIG,         PF_ERR_UNEXPECTED_CONTINUATION,
         PF_ERR_EXPECTED_CONTINUATION, PF_ERR_CLOSE_PAYLOAD_SHORT,
         PF_ERR_CLOSE_CODE,            PF_ERR_CLOSE_REASON_UTF8,
-        PF_ERR_TEXT_UTF8,
+        PF_ERR_TEXT_UTF8,             PF_ERR_MESSAGE_TOO_BIG,
+        PF_ERR_TOO_MANY_FRAGMENTS,
     };
     int i;
 

@@ -1,0 +1,298 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""Messages: fragments joined within limits, text checked as it arrives (RFC 6455 5.4, 8.1).
+
+:class:`WSMessageListener` is for connections, :class:`MessageAssembler` for frames from anywhere. Owns the fragments of
+the message under way and nothing else: what a violation does to the connection is the transport's business, extensions
+are not known here.
+"""
+
+from cpython.mem cimport PyMem_Realloc
+from cpython.object cimport PyObject
+from libc.string cimport memcpy
+
+from ..codec cimport new_frame, peer_error
+from ..core cimport CALL_NOTHING, CALL_PYTHON, how_to_call
+from ..wire cimport (
+    PF_ERR_EXPECTED_CONTINUATION,
+    PF_ERR_MESSAGE_TOO_BIG,
+    PF_ERR_RSV_SET,
+    PF_ERR_TEXT_UTF8,
+    PF_ERR_TOO_MANY_FRAGMENTS,
+    PF_ERR_UNEXPECTED_CONTINUATION,
+    PF_UTF8_ACCEPT,
+    PF_UTF8_REJECT,
+    pf_utf8_feed,
+)
+
+cimport cython
+
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+
+    #define PF_MESSAGE_SLOT \
+        offsetof(struct __pyx_vtabstruct_11picows_fast_6layers_8messages_WSMessageListener, on_ws_message)
+    """
+    size_t PF_MESSAGE_SLOT
+
+cdef extern from "Python.h":
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    object PyObject_VectorcallMethod(object name, PyObject **args, size_t nargsf, PyObject *kwnames)
+
+cdef enum:
+    DEFAULT_MESSAGE_SIZE = 10 * 1024 * 1024
+    DEFAULT_FRAGMENTS = 65536
+    # Bytes that the first fragment reserves at least.
+    SMALLEST_BUFFER = 256
+
+cdef str _ON_WS_MESSAGE = "on_ws_message"
+
+
+cdef int check_limits(Py_ssize_t max_message_size, Py_ssize_t max_fragments) except -1:
+    if max_message_size < 0:
+        raise ValueError(f"max_message_size must not be negative, got {max_message_size}")
+    if max_fragments < 1:
+        raise ValueError(f"max_fragments must be positive, got {max_fragments}")
+    return 0
+
+
+@cython.final
+cdef class MessageAssembler:
+    """Joins the frames of one connection into messages (RFC 6455 5.4). Does no I/O.
+
+    ::
+
+        parser = FrameParser(is_client=True)
+        assembler = MessageAssembler()
+        parser.feed(data)
+        for frame in parser:
+            message = assembler.add(frame)
+            if message is not None:
+                ...                     # TEXT, BINARY, or a control frame
+
+    It holds as many bytes as the unfinished message has, rounded up to the double at most.
+
+    :param max_message_size: bytes of payload that one message may have
+    :param max_fragments: frames that one message may have; empty ones count
+    :raises ValueError: max_message_size is negative or max_fragments not positive
+    """
+
+    def __init__(self, *, Py_ssize_t max_message_size=DEFAULT_MESSAGE_SIZE,
+                 Py_ssize_t max_fragments=DEFAULT_FRAGMENTS):
+        check_limits(max_message_size, max_fragments)
+        self.max_message_size = max_message_size
+        self.max_fragments = max_fragments
+        self.text_state = PF_UTF8_ACCEPT
+
+    @property
+    def buffered(self):
+        """int: bytes of the message that is not complete yet."""
+        return 0 if self.joined is None else self.size
+
+    cpdef WSFrame add(self, WSFrame frame):
+        """Return the message that this frame completes, as a frame; None if fragments are missing.
+
+        A message in one frame is that frame itself, without a copy. A control frame is returned as it is: it may come
+        between two fragments.
+
+        :raises WSPeerProtocolError: the order of frames is wrong, a reserved bit is set, text is not UTF-8, or a limit
+            was exceeded; every later data frame raises it again
+        """
+        cdef WSFrame message = frame
+        cdef int error
+        if frame is None:
+            raise TypeError("frame must be a WSFrame, got None")
+        if frame.msg_type >= WSMsgType.CLOSE:
+            return frame
+        error = self._check(frame)
+        if error:
+            raise self._failure(error)
+        if not frame.fin:
+            self._join(frame)
+            return None
+        if self.fragments > 1:
+            self._join(frame)
+            message = self._finish(frame)
+        self.msg_type = WSMsgType.CONTINUATION
+        return message
+
+    cdef int _check(self, WSFrame frame) noexcept:
+        """Count this frame in; 0, or what is wrong."""
+        cdef const uint8_t *payload = <const uint8_t*> frame.payload_ptr
+        cdef Py_ssize_t ahead = min(self.checked_ahead, frame.payload_size)
+        if self.error:
+            return self.error
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            return PF_ERR_RSV_SET
+        if frame.msg_type != WSMsgType.CONTINUATION:
+            if self.msg_type != WSMsgType.CONTINUATION:
+                return PF_ERR_EXPECTED_CONTINUATION
+            self.msg_type = frame.msg_type
+            self.fragments = 0
+            self.size = 0
+        elif self.msg_type == WSMsgType.CONTINUATION:
+            return PF_ERR_UNEXPECTED_CONTINUATION
+        self.fragments += 1
+        if self.fragments > self.max_fragments:
+            return PF_ERR_TOO_MANY_FRAGMENTS
+        if frame.payload_size > self.max_message_size - self.size:
+            return PF_ERR_MESSAGE_TOO_BIG
+        if self.msg_type == WSMsgType.TEXT:
+            self.checked_ahead = 0
+            self.text_state = pf_utf8_feed(self.text_state, payload + ahead, <size_t> (frame.payload_size - ahead))
+            if self.text_state != PF_UTF8_ACCEPT and (frame.fin or self.text_state == PF_UTF8_REJECT):
+                return PF_ERR_TEXT_UTF8
+        return 0
+
+    cdef int check_unfinished(self, int opcode, const uint8_t *data, Py_ssize_t size) except -1:
+        cdef int error = self.error
+        cdef int msg_type = self.msg_type
+        if opcode != WSMsgType.CONTINUATION:
+            if msg_type != WSMsgType.CONTINUATION:
+                error = PF_ERR_EXPECTED_CONTINUATION
+            msg_type = opcode
+        elif msg_type == WSMsgType.CONTINUATION:
+            error = PF_ERR_UNEXPECTED_CONTINUATION
+        if not error and msg_type == WSMsgType.TEXT:
+            self.text_state = pf_utf8_feed(self.text_state, data, <size_t> size)
+            self.checked_ahead += size
+            if self.text_state == PF_UTF8_REJECT:
+                error = PF_ERR_TEXT_UTF8
+        if error:
+            raise self._failure(error)
+        return 0
+
+    cdef int _join(self, WSFrame frame) except -1:
+        cdef Py_ssize_t needed = self.size + frame.payload_size
+        cdef Py_ssize_t capacity = needed
+        cdef void *grown
+        if self.joined is None:
+            self.joined = ReceiveBuffer.__new__(ReceiveBuffer)
+        if self.joined.data == NULL or needed > self.joined.capacity:
+            if not frame.fin:       # by doubling, as more will come
+                capacity = min(max(2 * needed, <Py_ssize_t> SMALLEST_BUFFER), self.max_message_size)
+            grown = PyMem_Realloc(self.joined.data, <size_t> capacity)
+            if grown == NULL:
+                self.error = PF_ERR_MESSAGE_TOO_BIG     # a message with a gap must not be completed
+                self.joined = None
+                raise MemoryError()
+            self.joined.data = <uint8_t*> grown
+            self.joined.capacity = capacity
+        memcpy(self.joined.data + self.size, frame.payload_ptr, <size_t> frame.payload_size)
+        self.size = needed
+        return 0
+
+    cdef WSFrame _finish(self, WSFrame last):
+        """The message, which owns the joined bytes from now on."""
+        cdef WSFrame message = new_frame()
+        cdef ReceiveBuffer joined = self.joined
+        cdef void *fitted = PyMem_Realloc(joined.data, <size_t> self.size)
+        if fitted != NULL:
+            joined.data = <uint8_t*> fitted
+            joined.capacity = self.size
+        self.joined = None
+        message.payload_ptr = <char*> joined.data
+        message.payload_size = self.size
+        message.tail_size = last.tail_size
+        message.last_in_buffer = last.last_in_buffer
+        message.fin = True
+        message.msg_type = <WSMsgType> self.msg_type
+        message._owner = joined
+        return message
+
+    cdef object _failure(self, int error):
+        self.error = error
+        self.joined = None
+        return peer_error(error)
+
+
+cdef class WSMessageListener(WSListener):
+    """Base of a listener that gets messages. The settings are keyword-only, and have defaults if a subclass does not
+    call this ``__init__``.
+
+    Override :meth:`on_ws_message`; the other methods are those of :class:`WSListener`, but for ``on_ws_frame``, which is
+    what joins frames. What breaks the rules ends the connection: text that is not UTF-8 with close code 1007, a limit
+    exceeded with 1009, a bad sequence of frames with 1002. A listener may serve many connections.
+
+    :param max_message_size: bytes of payload that one message may have; ``max_frame_size`` limits each frame besides
+    :param max_fragments: frames that one message may have; empty ones count
+    :param check_unfinished_text: check text with every read, even while its frame has not come whole
+    :raises ValueError: max_message_size is negative or max_fragments not positive
+    """
+
+    def __cinit__(self):
+        self.max_message_size = DEFAULT_MESSAGE_SIZE
+        self.max_fragments = DEFAULT_FRAGMENTS
+
+    def __init__(self, *, Py_ssize_t max_message_size=DEFAULT_MESSAGE_SIZE,
+                 Py_ssize_t max_fragments=DEFAULT_FRAGMENTS, bint check_unfinished_text=False):
+        check_limits(max_message_size, max_fragments)
+        self.max_message_size = max_message_size
+        self.max_fragments = max_fragments
+        self.watches_unfinished = check_unfinished_text
+
+    cpdef on_ws_message(self, WSTransport transport, WSMsgType msg_type, WSFrame payload):
+        """A message has come whole.
+
+        :param msg_type: ``WSMsgType.TEXT`` (it is valid UTF-8) or ``WSMsgType.BINARY``
+        :param payload: the message as a :class:`WSFrame`. It may be kept, and its memoryviews too; it can be given to
+            ``send`` and to whatever takes bytes-like objects
+        """
+
+    cpdef on_ws_control(self, WSTransport transport, WSFrame frame):
+        """A control frame has come: CLOSE, or a PING or PONG that is not handled automatically (RFC 6455 5.5).
+
+        It may come between the fragments of a message. By default a CLOSE is answered with its own code and reason.
+        """
+        if transport is None or frame is None:
+            raise TypeError("transport must be a WSTransport and frame a WSFrame, got None")
+        if frame.msg_type == WSMsgType.CLOSE:
+            transport.send_close(<int> frame.get_close_code(), frame.get_close_message())
+
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
+        """Joins frames: not to be overridden, but other frames may be put in here."""
+        cdef WSFrame message
+        cdef PyObject *args[5]
+        if transport is None or frame is None:
+            raise TypeError("transport must be a WSTransport and frame a WSFrame, got None")
+        if frame.msg_type >= WSMsgType.CLOSE:
+            # By name, as the vtable does not have a `def` in a Cython class.
+            (<object> self).on_ws_control(transport, frame)
+            return
+        message = self._assembler(transport).add(frame)
+        if message is None:
+            return
+        if not self.call_known:
+            self._find_message_call()
+        if self.message_call == CALL_PYTHON:
+            msg_type = (<object> message).msg_type
+            args[1] = <PyObject*> self
+            args[2] = <PyObject*> transport
+            args[3] = <PyObject*> msg_type
+            args[4] = <PyObject*> message
+            PyObject_VectorcallMethod(_ON_WS_MESSAGE, args + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        elif self.message_call != CALL_NOTHING:
+            self.on_ws_message(transport, message.msg_type, message)
+
+    cdef MessageAssembler _assembler(self, WSTransport transport):
+        # Kept with the connection: a listener may be shared, or outlive it.
+        cdef MessageAssembler assembler = transport.listener_state
+        if assembler is None:
+            assembler = transport.listener_state = MessageAssembler(
+                max_message_size=self.max_message_size, max_fragments=self.max_fragments
+            )
+        return assembler
+
+    cdef int _find_message_call(self) except -1:
+        self.message_call = how_to_call(self, _ON_WS_MESSAGE, _BASE_ON_WS_MESSAGE, PF_MESSAGE_SLOT)
+        self.call_known = True
+        return 0
+
+    cdef int _unfinished_payload(self, WSTransport transport, int opcode, const uint8_t *data,
+                                 Py_ssize_t size) except -1:
+        return self._assembler(transport).check_unfinished(opcode, data, size)
+
+
+cdef object _BASE_ON_WS_MESSAGE = WSMessageListener.__dict__["on_ws_message"]

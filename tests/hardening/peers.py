@@ -1,0 +1,211 @@
+"""Raw peers for either side of a connection, and what is measured about memory and descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import gc
+import os
+import socket
+import ssl
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import picows_fast
+from picows_fast import WSMsgType, WSTransport
+
+from ..support import Recorder, raw_client, raw_server, read_frame, serving
+
+KIB = 1024
+MIB = 1024 * 1024
+
+needs_descriptor_list = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="needs /proc/self/fd"
+)
+
+
+@dataclass
+class Peer:
+    """What stands opposite a listener of ours: frames are made and read by hand."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    masks: bool
+    transport: WSTransport
+
+    def frame(self, msg_type: int, payload: bytes = b"", **flags: Any) -> bytes:
+        """A frame as this side has to send it."""
+        return picows_fast.build_frame(msg_type, payload, mask=self.masks, **flags)
+
+    def raw_frame(self, first_byte: int, payload: bytes = b"") -> bytes:
+        """A frame of up to 125 bytes with any first byte; a mask key of zeros leaves the payload readable."""
+        assert len(payload) <= 125
+        head = bytes((first_byte, len(payload) | (0x80 if self.masks else 0)))
+        return head + (bytes(4) if self.masks else b"") + payload
+
+    def send(self, *frames: bytes) -> None:
+        """Everything in one piece."""
+        self.writer.write(b"".join(frames))
+
+    async def read(self, timeout: float = 20) -> tuple[int, bytes]:
+        """The next frame: (opcode, payload)."""
+        return await asyncio.wait_for(read_frame(self.reader), timeout)
+
+    async def read_to_end(self, timeout: float = 20) -> list[tuple[int, bytes]]:
+        """Every frame until the end of the stream, however it ends."""
+        frames = []
+
+        async def read_all() -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    frames.append(await read_frame(self.reader))
+
+        await asyncio.wait_for(read_all(), timeout)
+        return frames
+
+    async def end(self) -> None:
+        """End our side of the stream; the other side may still send."""
+        if self.writer.can_write_eof():
+            self.writer.write_eof()
+        else:
+            self.writer.close()
+
+
+@contextlib.asynccontextmanager
+async def against_peer(
+    side: str,
+    listener: Recorder,
+    *,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+    **options: Any,
+) -> AsyncIterator[Peer]:
+    """A connection of `listener`, which is on the given side, with a raw peer on the other."""
+    server_tls, client_tls = tls or (None, None)
+    if side == "server":
+        async with serving(lambda request: listener, tls=server_tls, **options) as url:
+            reader, writer = await raw_client(url, tls=client_tls)
+            await listener.until(lambda: listener.transport)
+            try:
+                yield Peer(reader, writer, True, listener.transport)
+            finally:
+                await drop(writer)
+        return
+
+    streams = asyncio.get_running_loop().create_future()
+    is_over = asyncio.Event()
+
+    async def hand_over(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        streams.set_result((reader, writer))
+        await is_over.wait()
+        await drop(writer)
+
+    async with raw_server(hand_over, tls=server_tls) as url:
+        if client_tls is not None:
+            options["ssl_context"] = client_tls
+        transport, _ = await picows_fast.ws_connect(lambda: listener, url, **options)
+        try:
+            yield Peer(*await streams, False, transport)
+        finally:
+            is_over.set()
+            transport.disconnect(graceful=False)
+            await listener.closed()
+
+
+async def drop(writer: asyncio.StreamWriter) -> None:
+    """Close the connection at once, and wait until the socket is closed."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+async def deaf_client(url: str) -> socket.socket:
+    """A client that has done the opening handshake and then reads nothing; its buffers are small."""
+    loop = asyncio.get_running_loop()
+    parsed = picows_fast.parse_url(url)
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await loop.sock_connect(sock, (parsed.host, parsed.port))
+    await loop.sock_sendall(
+        sock,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+        + base64.b64encode(os.urandom(16))
+        + b"\r\n\r\n",
+    )
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += await loop.sock_recv(sock, 1)  # not a byte of the frames behind it
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    return sock
+
+
+def shrink_send_buffer(transport: WSTransport) -> None:
+    """Let the kernel take little, so that a peer which does not read is noticed after a few KiB."""
+    descriptor = transport.underlying_transport.get_extra_info("socket").fileno()
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+def waiting(transport: WSTransport) -> int:
+    """Bytes that wait in this process for the peer to read."""
+    return transport.underlying_transport.get_write_buffer_size()
+
+
+async def settled(condition: Callable[[], Any], timeout: float = 20) -> None:
+    """Wait for something that nobody announces."""
+
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    await asyncio.wait_for(poll(), timeout)
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Memory:
+    """Bytes allocated since `traced_memory` was entered: at the end, and at most."""
+
+    @property
+    def held(self) -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - self._start
+
+    @property
+    def peak(self) -> int:
+        return tracemalloc.get_traced_memory()[1] - self._start
+
+    def mark(self) -> None:
+        """Count from here on."""
+        gc.collect()
+        tracemalloc.reset_peak()
+        self._start = tracemalloc.get_traced_memory()[0]
+
+
+@contextlib.contextmanager
+def traced_memory() -> Iterator[Memory]:
+    """Measure what Python and the extension modules allocate; the kernel's buffers do not count."""
+    tracemalloc.start()
+    memory = Memory()
+    memory.mark()
+    try:
+        yield memory
+    finally:
+        tracemalloc.stop()
+
+
+TEXT, BINARY, CLOSE, PING, PONG = (
+    WSMsgType.TEXT,
+    WSMsgType.BINARY,
+    WSMsgType.CLOSE,
+    WSMsgType.PING,
+    WSMsgType.PONG,
+)

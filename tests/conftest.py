@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import trustme
 
 from .cython_build import build, load, user_sources
+from .peers import Contexts, connected
 from .support import nothing_left_behind
 
 try:
@@ -68,6 +71,36 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture(params=["client", "server"])
+def side(request: pytest.FixtureRequest) -> str:
+    """Which side of a `link` is ours."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def contexts(
+    request: pytest.FixtureRequest, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> Contexts | None:
+    """What a `link` uses for TLS, or None."""
+    return Contexts(server_tls, client_tls) if request.param else None
+
+
+@pytest.fixture(params=["plain", "tls", "loop-transport"])
+def link(
+    request: pytest.FixtureRequest,
+    side: str,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+) -> Callable[..., Any]:
+    """`peers.connected` for either side: with TLS, without, and over a transport of the loop's."""
+    return functools.partial(
+        connected,
+        side,
+        contexts=Contexts(server_tls, client_tls) if request.param == "tls" else None,
+        use_loop_transport=request.param == "loop-transport",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,309 @@
+"""A connection of ours, and at its other end a plain socket that does exactly what the test says.
+
+The peer writes and reads bytes by itself, TLS included, so that it can cut records, leave out a
+close_notify, reset the connection or stop reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, NamedTuple
+
+import picows_fast
+from picows_fast import WSListener, WSMsgType, WSTransport
+
+from .support import Recorder, accept_response, serving
+
+TIMEOUT = 20  # seconds until a test that waits has failed
+
+UPGRADE_REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+    + base64.b64encode(os.urandom(16))
+    + b"\r\n\r\n"
+)
+
+
+class Peer:
+    """The other end of a connection. `data` is what was received and not yet asked for.
+
+    With `context` it speaks TLS: `start_tls` does the handshake, `encrypt` gives records without
+    sending them.
+    """
+
+    def __init__(
+        self, sock: socket.socket, *, is_client: bool, context: ssl.SSLContext | None = None
+    ) -> None:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.is_client = is_client
+        self.data = bytearray()
+        self.ended = False
+        self.reset_seen = False
+        self.close_notify_seen = False
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.tls: ssl.SSLObject | None = None
+        if context is not None:
+            self.tls = context.wrap_bio(
+                self._incoming,
+                self._outgoing,
+                server_side=not is_client,
+                server_hostname="localhost" if is_client else None,
+            )
+
+    # --- out
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes below TLS."""
+        loop = asyncio.get_running_loop()
+        await asyncio.wait_for(loop.sock_sendall(self.sock, data), TIMEOUT)
+
+    def encrypt(self, data: bytes) -> bytes:
+        """The records for these bytes, which are the caller's to send; without TLS the bytes."""
+        if self.tls is None:
+            return data
+        if data:
+            self.tls.write(data)
+        return self._outgoing.read()
+
+    async def send_bytes(self, data: bytes) -> None:
+        await self.send_raw(self.encrypt(data))
+
+    def frame(self, msg_type: WSMsgType, payload: bytes | str = b"", **flags: Any) -> bytes:
+        return picows_fast.build_frame(msg_type, payload, mask=self.is_client, **flags)
+
+    async def send(self, msg_type: WSMsgType, payload: bytes | str = b"", **flags: Any) -> None:
+        await self.send_bytes(self.frame(msg_type, payload, **flags))
+
+    async def send_close(self, code: int = 1000, reason: str = "") -> None:
+        await self.send(WSMsgType.CLOSE, picows_fast.build_close_payload(code, reason))
+
+    def close_notify(self) -> bytes:
+        """The record that ends TLS, which is the caller's to send."""
+        assert self.tls is not None
+        with contextlib.suppress(ssl.SSLError):
+            self.tls.unwrap()
+        return self._outgoing.read()
+
+    def fin(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    # --- in
+
+    async def start_tls(self) -> None:
+        assert self.tls is not None
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.send_raw(self._outgoing.read())
+                if not await self._receive():
+                    raise ConnectionError("the connection ended in the TLS handshake") from None
+            else:
+                await self.send_raw(self._outgoing.read())
+                return
+
+    async def _receive(self) -> bool:
+        """One read below TLS; False at the end."""
+        loop = asyncio.get_running_loop()
+        try:
+            data = await asyncio.wait_for(loop.sock_recv(self.sock, 65536), TIMEOUT)
+        except ConnectionError:
+            self.reset_seen = True
+            data = b""
+        if not data:
+            self.ended = True
+            return False
+        if self.tls is None:
+            self.data += data
+        else:
+            self._incoming.write(data)
+        return True
+
+    def _decrypt(self) -> None:
+        assert self.tls is not None
+        with contextlib.suppress(ssl.SSLWantReadError):
+            try:
+                while data := self.tls.read(65536):
+                    self.data += data
+            except ssl.SSLZeroReturnError:
+                pass
+            self.close_notify_seen = True
+
+    async def more(self) -> bool:
+        """Wait for more of `data`; False at the end."""
+        before = len(self.data)
+        if self.tls is not None:
+            self._decrypt()  # what came with the end of the TLS handshake
+        while len(self.data) == before and not (self.ended or self.close_notify_seen):
+            if not await self._receive():
+                return False
+            if self.tls is not None:
+                self._decrypt()
+        return len(self.data) > before
+
+    async def readexactly(self, size: int) -> bytes:
+        while len(self.data) < size:
+            if not await self.more():
+                raise asyncio.IncompleteReadError(bytes(self.data), size)
+        taken = bytes(self.data[:size])
+        del self.data[:size]
+        return taken
+
+    async def read_head(self) -> bytes:
+        while (end := self.data.find(b"\r\n\r\n")) < 0:
+            if not await self.more():
+                raise asyncio.IncompleteReadError(bytes(self.data), None)
+        return await self.readexactly(end + 4)
+
+    async def read_to_end(self) -> bytes:
+        """Everything until the stream ends, however it ends."""
+        while await self.more():
+            pass
+        taken = bytes(self.data)
+        self.data.clear()
+        return taken
+
+    async def read_frame(self) -> tuple[int, bytes]:
+        """One frame, unmasked: (opcode, payload)."""
+        first, second = await self.readexactly(2)
+        size = second & 0x7F
+        if size > 125:
+            size = int.from_bytes(await self.readexactly(2 if size == 126 else 8), "big")
+        key = await self.readexactly(4) if second & 0x80 else None
+        payload = await self.readexactly(size)
+        if key is not None:
+            stream = (key * (size // 4 + 1))[:size]
+            mask = int.from_bytes(stream, "big") ^ int.from_bytes(payload, "big")
+            payload = mask.to_bytes(size, "big")
+        return first & 0x0F, payload
+
+    async def read_close(self) -> tuple[int, str]:
+        """Skip to CLOSE: (code, reason); (0, "") if it is empty."""
+        while True:
+            opcode, payload = await self.read_frame()
+            if opcode == WSMsgType.CLOSE:
+                return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+
+class Link(NamedTuple):
+    """A connection of ours with its peer."""
+
+    transport: WSTransport
+    listener: Any
+    peer: Peer
+
+
+class Contexts(NamedTuple):
+    """What a server and a client need for TLS with each other."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+def listening_socket() -> socket.socket:
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    return sock
+
+
+async def connect_socket(address: tuple[Any, ...], **options: int) -> socket.socket:
+    """A connected socket; an option is one of SOL_SOCKET, set before connecting."""
+    sock = socket.socket()
+    for name, value in options.items():
+        sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, address)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    side: str,
+    listener: WSListener | None = None,
+    *,
+    contexts: Contexts | None = None,
+    behind_handshake: bytes = b"",
+    SO_RCVBUF: int | None = None,  # noqa: N803 - the socket option's name
+    **options: Any,
+) -> AsyncIterator[Link]:
+    """Connect a peer to a connection of ours; `side` says which of the two ours is.
+
+    `behind_handshake` are bytes the peer sends in one piece with its half of the opening
+    handshake; `SO_RCVBUF` is the peer's. At the end everything is closed.
+    """
+    if listener is None:
+        listener = Recorder()
+    async with contextlib.AsyncExitStack() as stack:
+        if side == "client":
+            listening = stack.enter_context(listening_socket())
+            if SO_RCVBUF is not None:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SO_RCVBUF)
+            scheme = "ws"
+            if contexts is not None:
+                scheme = "wss"
+                options.setdefault("ssl_context", contexts.client)
+            connecting = asyncio.create_task(
+                picows_fast.ws_connect(
+                    lambda: listener,
+                    f"{scheme}://127.0.0.1:{listening.getsockname()[1]}/",
+                    **options,
+                )
+            )
+            stack.callback(connecting.cancel)
+            sock, _ = await asyncio.get_running_loop().sock_accept(listening)
+            peer = Peer(sock, is_client=False, context=contexts and contexts.server)
+            stack.callback(peer.close)
+            if contexts is not None:
+                await peer.start_tls()
+            await peer.send_bytes(accept_response(await peer.read_head()) + behind_handshake)
+            transport, _ = await asyncio.wait_for(connecting, TIMEOUT)
+        else:
+            url = await stack.enter_async_context(
+                serving(lambda request: listener, tls=contexts and contexts.server, **options)
+            )
+            parsed = picows_fast.parse_url(url)
+            given = {} if SO_RCVBUF is None else {"SO_RCVBUF": SO_RCVBUF}
+            sock = await connect_socket((parsed.host, parsed.port), **given)
+            peer = Peer(sock, is_client=True, context=contexts and contexts.client)
+            stack.callback(peer.close)
+            if contexts is not None:
+                await peer.start_tls()
+            await peer.send_bytes(UPGRADE_REQUEST + behind_handshake)
+            assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
+            transport = listener.transport
+        try:
+            yield Link(transport, listener, peer)
+        finally:
+            transport.disconnect(graceful=False)
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+
+
+async def drip(peer: Peer, data: bytes, sizes: Iterable[int] = ()) -> None:
+    """Send bytes below TLS in pieces, each in a turn of its own; by default one byte each."""
+    at = 0
+    sizes = iter(sizes)
+    while at < len(data):
+        size = next(sizes, 1)
+        await peer.send_raw(data[at : at + size])
+        at += size
+        await asyncio.sleep(0)

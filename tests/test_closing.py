@@ -1,0 +1,848 @@
+"""How connections end: every cause by a real peer, every callback that raises or ends it itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+
+import pytest
+
+import picows_fast
+from picows_fast import (
+    WSCloseCode,
+    WSConnectionClosedError,
+    WSDisconnectCause,
+    WSMsgType,
+    WSPeerProtocolError,
+    WSProtocolError,
+    WSState,
+    WSViolation,
+)
+
+from .peers import TIMEOUT, Contexts, connected
+from .support import Echo, Recorder, raw_client, serving
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+CALLBACKS = (
+    "on_ws_connected",
+    "on_ws_frame",
+    "on_ws_disconnected",
+    "pause_writing",
+    "resume_writing",
+    "send_user_specific_ping",
+    "is_user_specific_pong",
+)
+
+
+@pytest.fixture(scope="module")
+def tls_contexts(server_tls, client_tls):
+    return Contexts(server_tls, client_tls)
+
+
+async def ended(transport):
+    await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+
+
+async def check_end(link, cause):
+    """Wait for the end, and check what every end has in common."""
+    await link.listener.closed()
+    assert link.listener.events.count("disconnected") == 1
+    assert link.transport.disconnect_cause == cause
+    assert link.transport.state == WSState.CLOSED
+    assert link.transport.is_disconnected
+    assert link.transport.write_backlog == 0
+    # All of them do nothing now.
+    link.transport.send(WSMsgType.TEXT, b"late")
+    link.transport.send_ping()
+    link.transport.send_close()
+    link.transport.disconnect()
+    link.transport.disconnect(False)
+    link.transport.pause_reading()
+    link.transport.resume_reading()
+    link.transport.cork()
+    link.transport.uncork()
+    link.transport.notify_user_specific_pong_received()
+    with pytest.raises(WSConnectionClosedError):
+        await link.transport.measure_roundtrip_time(1)
+    await asyncio.sleep(0)
+    assert link.listener.events.count("disconnected") == 1
+
+
+# --- Causes
+
+
+async def test_we_send_close_first(link):
+    async with link() as pair:
+        pair.transport.send_close(4321, "done")
+        assert pair.transport.is_close_frame_sent
+        assert pair.transport.state == WSState.CLOSING
+        assert await pair.peer.read_frame() == (8, (4321).to_bytes(2, "big") + b"done")
+        await pair.peer.send(WSMsgType.TEXT, "not given out any more")
+        await pair.peer.send_close(1000, "yes")
+        if pair.transport.is_client_side:
+            pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.CLOSE_FRAME)
+        await ended(pair.transport)
+    handshake = pair.transport.close_handshake
+    assert (handshake.sent.code, handshake.sent.reason) == (4321, "done")
+    assert (handshake.recv.code, handshake.recv.reason) == (WSCloseCode.OK, "yes")
+    assert not handshake.recv_then_sent
+    assert [frame[0] for frame in pair.listener.frames] == [WSMsgType.CLOSE]
+    assert not pair.peer.reset_seen
+
+
+@pytest.mark.parametrize("automatic", [False, True], ids=["answered", "enable_auto_close"])
+@pytest.mark.parametrize(("code", "reason"), [(0, ""), (1000, ""), (3999, "why"), (1001, "é")])
+async def test_peer_sends_close_first(link, automatic, code, reason):
+    async with link(Recorder() if automatic else Echo(), enable_auto_close=automatic) as pair:
+        await pair.peer.send_close(code, reason)
+        answer = await pair.peer.read_close()
+        assert answer == (code, "" if automatic else reason)
+        pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.CLOSE_FRAME)
+        await ended(pair.transport)
+    handshake = pair.transport.close_handshake
+    assert (handshake.recv.code, handshake.recv.reason) == (code, reason or None)
+    assert handshake.sent.code == code
+    assert handshake.recv_then_sent
+    assert not pair.peer.reset_seen
+
+
+async def test_peers_close_is_never_answered(link):
+    async with link(close_timeout=0.05) as pair:
+        await pair.peer.send_close(1000)
+        assert await pair.peer.read_to_end() == b""
+        await check_end(pair, WSDisconnectCause.CLOSE_FRAME)
+        await ended(pair.transport)
+    assert pair.transport.close_handshake.sent is None
+
+
+async def test_disconnect(link):
+    async with link() as pair:
+        pair.transport.send(WSMsgType.TEXT, "last")
+        pair.transport.disconnect()
+        pair.transport.disconnect()
+        assert pair.transport.state == WSState.CLOSING
+        pair.transport.send(WSMsgType.TEXT, "nothing")
+        assert await pair.peer.read_frame() == (1, b"last")
+        assert await pair.peer.read_to_end() == b""
+        assert not pair.peer.reset_seen
+        assert pair.peer.tls is None or pair.peer.close_notify_seen
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.LOCAL_DISCONNECT)
+        await ended(pair.transport)
+    assert pair.transport.close_handshake is None
+
+
+async def test_abort(link):
+    async with link() as pair:
+        pair.transport.disconnect(graceful=False)
+        await check_end(pair, WSDisconnectCause.LOCAL_ABORT)
+        await ended(pair.transport)
+        await pair.peer.read_to_end()
+
+
+async def test_abort_after_disconnect_does_not_wait(link):
+    async with link() as pair:
+        pair.transport.disconnect()
+        await asyncio.sleep(0)
+        pair.transport.disconnect(graceful=False)
+        await check_end(pair, WSDisconnectCause.LOCAL_DISCONNECT)
+
+
+async def test_disconnect_has_a_deadline(link):
+    async with link(close_timeout=0.05) as pair:
+        pair.transport.disconnect()
+        await check_end(pair, WSDisconnectCause.LOCAL_DISCONNECT)
+
+
+async def test_protocol_error(link):
+    async with link(close_timeout=0.05) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "good")
+        await pair.peer.send(WSMsgType.CONTINUATION, "stray")
+        code, reason = await pair.peer.read_close()
+        assert code == WSCloseCode.PROTOCOL_ERROR
+        assert "continuation" in reason
+        assert await pair.peer.read_to_end() == b""
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.PROTOCOL_ERROR)
+        if pair.transport.is_client_side:
+            for _ in range(2):
+                with pytest.raises(WSPeerProtocolError) as caught:
+                    await ended(pair.transport)
+                assert caught.value.violation == WSViolation.UNEXPECTED_CONTINUATION
+        else:
+            await ended(pair.transport)
+    assert pair.listener.frames == [(WSMsgType.TEXT, b"good", True)]
+    assert pair.transport.disconnect_exception.violation == WSViolation.UNEXPECTED_CONTINUATION
+
+
+async def test_ping_timeout(link):
+    async with link(
+        enable_auto_ping=True,
+        auto_ping_idle_timeout=0.02,
+        auto_ping_reply_timeout=0.02,
+        close_timeout=0.05,
+    ) as pair:
+        assert (await pair.peer.read_frame())[0] == WSMsgType.PING
+        assert (await pair.peer.read_close())[0] == WSCloseCode.GOING_AWAY
+        await check_end(pair, WSDisconnectCause.PING_TIMEOUT)
+        await ended(pair.transport)
+
+
+async def test_close_timeout(link):
+    async with link(close_timeout=0.05) as pair:
+        pair.transport.send_close(1000)
+        assert await pair.peer.read_close() == (1000, "")
+        await check_end(pair, WSDisconnectCause.CLOSE_TIMEOUT)
+        await ended(pair.transport)
+
+
+async def test_close_timeout_is_not_prolonged_by_a_peer_that_goes_on_sending(link):
+    async with link(close_timeout=0.1) as pair:
+        pair.transport.send_close(1000)
+
+        async def flood():
+            try:
+                while True:
+                    await pair.peer.send(WSMsgType.BINARY, bytes(1000))
+                    await asyncio.sleep(0.002)
+            except OSError:
+                pass
+
+        flooding = asyncio.create_task(flood())
+        await check_end(pair, WSDisconnectCause.CLOSE_TIMEOUT)
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
+    assert pair.listener.frames == []
+
+
+async def test_write_backlog(link):
+    async with link(max_write_backlog=1 << 20, SO_RCVBUF=4096) as pair:
+        sent = 0
+        while pair.transport.disconnect_cause is None:
+            pair.transport.send(WSMsgType.BINARY, bytes(100_000))
+            sent += 100_000
+            assert sent < 50_000_000
+            assert pair.transport.write_backlog <= (1 << 20) + 200_000
+        await check_end(pair, WSDisconnectCause.WRITE_BACKLOG)
+        await ended(pair.transport)
+
+
+async def test_peer_fin(side, io_options):
+    async with connected(side, **io_options) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "last words")
+        pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""
+        await check_end(pair, WSDisconnectCause.PEER_FIN)
+        await ended(pair.transport)
+    assert pair.listener.frames == [(WSMsgType.TEXT, b"last words", True)]
+
+
+async def test_peer_fin_in_the_midst_of_a_frame(side, io_options):
+    async with connected(side, **io_options) as pair:
+        await pair.peer.send_bytes(pair.peer.frame(WSMsgType.BINARY, bytes(9000))[:8000])
+        pair.peer.fin()
+        await check_end(pair, WSDisconnectCause.PEER_FIN)
+        await ended(pair.transport)
+    assert pair.listener.frames == []
+
+
+async def test_what_waits_is_still_sent_to_a_peer_that_has_ended_its_side(side, io_options):
+    payload = os.urandom(3_000_000)
+    async with connected(side, SO_RCVBUF=8192, **io_options) as pair:
+        pair.transport.send(WSMsgType.BINARY, payload)
+        pair.peer.fin()
+        assert await pair.peer.read_frame() == (2, payload)
+        assert await pair.peer.read_to_end() == b""
+        await check_end(pair, WSDisconnectCause.PEER_FIN)
+
+
+async def test_peer_reset(link):
+    async with link() as pair:
+        pair.peer.reset()
+        await check_end(pair, WSDisconnectCause.PEER_RESET)
+        await ended(pair.transport)
+    assert isinstance(pair.transport.disconnect_exception, ConnectionError)
+
+
+async def test_peer_reset_while_we_send(link):
+    async with link(SO_RCVBUF=4096) as pair:
+        pair.transport.send(WSMsgType.BINARY, bytes(3_000_000))
+        pair.peer.reset()
+        for _ in range(5):
+            pair.transport.send(WSMsgType.BINARY, bytes(100_000))
+            await asyncio.sleep(0)
+        await check_end(pair, WSDisconnectCause.PEER_RESET)
+        await ended(pair.transport)
+
+
+async def test_frames_before_a_reset_that_only_sending_notices(side):
+    async with connected(side, use_loop_transport=False) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "before")
+        pair.peer.reset()
+        # The reset is known to the system by now, the frame unread: sending fails first.
+        for _ in range(3):
+            pair.transport.send(WSMsgType.TEXT, "x")
+        await check_end(pair, WSDisconnectCause.PEER_RESET)
+    assert pair.listener.frames == [(WSMsgType.TEXT, b"before", True)]
+    assert isinstance(pair.transport.disconnect_exception, ConnectionError)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs TCP_USER_TIMEOUT")
+async def test_network_error(link):
+    """The system gives up on a peer that does not take data any more."""
+    async with link(SO_RCVBUF=4096, max_write_backlog=None) as pair:
+        sock = pair.transport.underlying_transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50)
+        pair.transport.send(WSMsgType.BINARY, bytes(10_000_000))
+        await check_end(pair, WSDisconnectCause.NETWORK_ERROR)
+        await ended(pair.transport)
+    assert pair.transport.disconnect_exception.errno == errno.ETIMEDOUT
+
+
+async def test_tls_close_notify(side, tls_contexts, io_options):
+    async with connected(side, contexts=tls_contexts, **io_options) as pair:
+        await pair.peer.send_raw(
+            pair.peer.encrypt(pair.peer.frame(WSMsgType.TEXT, "last")) + pair.peer.close_notify()
+        )
+        assert await pair.peer.read_to_end() == b""
+        assert pair.peer.close_notify_seen
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.TLS_CLOSE_NOTIFY)
+        await ended(pair.transport)
+    assert pair.listener.frames == [(WSMsgType.TEXT, b"last", True)]
+
+
+async def test_tls_truncated(side, tls_contexts, io_options):
+    async with connected(side, contexts=tls_contexts, **io_options) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "last")
+        pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""
+        await check_end(pair, WSDisconnectCause.TLS_TRUNCATED)
+        await ended(pair.transport)
+    assert pair.listener.frames == [(WSMsgType.TEXT, b"last", True)]
+    assert isinstance(pair.transport.disconnect_exception, ssl.SSLError)
+
+
+async def test_tls_truncated_in_the_midst_of_a_record(side, tls_contexts, io_options):
+    async with connected(side, contexts=tls_contexts, **io_options) as pair:
+        record = pair.peer.encrypt(pair.peer.frame(WSMsgType.TEXT, "never complete"))
+        await pair.peer.send_raw(record[:-1])
+        pair.peer.fin()
+        await check_end(pair, WSDisconnectCause.TLS_TRUNCATED)
+    assert pair.listener.frames == []
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x17\x03\x03\x00\x20" + bytes(32), b"GET / HTTP/1.1\r\n\r\n", bytes(100)],
+    ids=["bad record", "plain text", "zeros"],
+)
+async def test_tls_error(side, tls_contexts, io_options, garbage):
+    async with connected(side, contexts=tls_contexts, close_timeout=0.5, **io_options) as pair:
+        good = pair.peer.encrypt(pair.peer.frame(WSMsgType.TEXT, "good"))
+        await pair.peer.send_raw(good + garbage)
+        with pytest.raises(ssl.SSLError):  # our alert
+            await pair.peer.read_to_end()
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.TLS_ERROR)
+        await ended(pair.transport)
+    assert pair.listener.frames == [(WSMsgType.TEXT, b"good", True)]
+    assert isinstance(pair.transport.disconnect_exception, ssl.SSLError)
+
+
+# --- Listener methods that raise
+
+
+class Failing(Recorder):
+    """Raises `error` in the callback of that name, `times` times."""
+
+    def __init__(self, name, error, times=1000):
+        super().__init__()
+        self.name = name
+        self.error = error
+        self.left = times
+
+    def fail(self, name):
+        if name == self.name and self.left:
+            self.left -= 1
+            self._note(f"{name} raises")
+            raise self.error
+
+    def on_ws_connected(self, transport):
+        super().on_ws_connected(transport)
+        self.fail("on_ws_connected")
+
+    def on_ws_frame(self, transport, frame):
+        super().on_ws_frame(transport, frame)
+        self.fail("on_ws_frame")
+
+    def on_ws_disconnected(self, transport):
+        super().on_ws_disconnected(transport)
+        self.fail("on_ws_disconnected")
+
+    def pause_writing(self):
+        super().pause_writing()
+        self.fail("pause_writing")
+
+    def resume_writing(self):
+        super().resume_writing()
+        self.fail("resume_writing")
+
+    def send_user_specific_ping(self, transport):
+        self.fail("send_user_specific_ping")
+        super().send_user_specific_ping(transport)
+
+    def is_user_specific_pong(self, frame):
+        self.fail("is_user_specific_pong")
+        return super().is_user_specific_pong(frame)
+
+
+async def provoke(pair, name):
+    """Make the callback of that name happen; it is the peer who ends the connection, if need be."""
+    if name == "on_ws_frame":
+        await pair.peer.send(WSMsgType.TEXT, "!")
+    elif name == "on_ws_disconnected":
+        pair.transport.disconnect(graceful=False)
+    elif name in ("pause_writing", "resume_writing"):
+        pair.transport.send(WSMsgType.BINARY, bytes(8_000_000))
+        assert "pause_writing" in pair.listener.events
+    elif name == "send_user_specific_ping":
+        await pair.listener.until(lambda: "send_user_specific_ping raises" in pair.listener.events)
+    elif name == "is_user_specific_pong":
+        assert (await pair.peer.read_frame())[0] == WSMsgType.PING
+        await pair.peer.send(WSMsgType.TEXT, "is it a pong?")
+
+
+PINGING = {
+    "enable_auto_ping": True,
+    "auto_ping_idle_timeout": 0.02,
+    "auto_ping_reply_timeout": 10,
+}
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+async def test_callback_error(link, name, caplog):
+    error = LookupError("the callback's own")
+    listener = Failing(name, error)
+    options = PINGING if "ping" in name or "pong" in name else {}
+    async with link(listener, SO_RCVBUF=4096, close_timeout=2, **options) as pair:
+        await provoke(pair, name)
+        if name != "on_ws_disconnected":
+            code, reason = await pair.peer.read_close()
+            assert (code, reason) == (WSCloseCode.INTERNAL_ERROR, "")
+        await pair.peer.read_to_end()
+        pair.peer.close()
+        await listener.closed()
+        cause = WSDisconnectCause.CALLBACK_ERROR
+        if name == "on_ws_disconnected":
+            cause = WSDisconnectCause.LOCAL_ABORT
+        if pair.transport.is_client_side:
+            for _ in range(2):
+                with pytest.raises(LookupError) as caught:
+                    await ended(pair.transport)
+                assert caught.value is error
+            assert not caplog.records
+        else:
+            await ended(pair.transport)
+            (record,) = caplog.records
+            assert record.levelno == logging.ERROR
+            assert record.exc_info[1] is error
+        if cause == WSDisconnectCause.CALLBACK_ERROR:
+            assert pair.transport.disconnect_exception is error
+        await check_end(pair, cause)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "on_ws_disconnected"])
+async def test_protocol_error_of_a_callback_chooses_code_and_reason(link, name):
+    listener = Failing(name, WSProtocolError(4444, "as the callback said: é" + "x" * 200))
+    options = PINGING if "ping" in name or "pong" in name else {}
+    async with link(listener, SO_RCVBUF=4096, **options) as pair:
+        await provoke(pair, name)
+        code, reason = await pair.peer.read_close()
+        assert code == 4444
+        assert reason.startswith("as the callback said: é")
+        assert len(reason.encode()) <= 123
+        pair.peer.close()
+        await listener.closed()
+
+
+@pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "on_ws_connected"])
+async def test_disconnect_on_exception_off(link, name, caplog):
+    error = LookupError("logged")
+    listener = Failing(name, error, times=1)
+    options = PINGING if "ping" in name or "pong" in name else {}
+    async with link(listener, SO_RCVBUF=4096, disconnect_on_exception=False, **options) as pair:
+        await provoke(pair, name)
+        if name == "on_ws_disconnected":
+            await listener.closed()
+        else:
+            reading = asyncio.create_task(pair.peer.read_to_end())
+            await pair.peer.send(WSMsgType.TEXT, "still there")
+            await listener.until(lambda: (WSMsgType.TEXT, b"still there", True) in listener.frames)
+            assert pair.transport.state == WSState.OPEN
+            pair.transport.disconnect()
+            await reading
+            pair.peer.close()
+        await listener.closed()
+        await ended(pair.transport)
+    assert [record.exc_info[1] for record in caplog.records] == [error]
+
+
+@pytest.mark.parametrize("size", [100_000, 1], ids=["one read", "byte by byte"])
+async def test_disconnect_on_exception_off_goes_on_in_the_same_read(link, size):
+    class Raising(Recorder):
+        def on_ws_frame(self, transport, frame):
+            super().on_ws_frame(transport, frame)
+            raise ValueError(frame.get_payload_as_bytes())
+
+    async with link(Raising(), disconnect_on_exception=False) as pair:
+        data = b"".join(pair.peer.frame(WSMsgType.TEXT, str(i)) for i in range(20))
+        data += pair.peer.frame(WSMsgType.CLOSE, b"\x03\xe8")
+        data = pair.peer.encrypt(data)
+        for start in range(0, len(data), size):
+            await pair.peer.send_raw(data[start : start + size])
+            await asyncio.sleep(0)
+        await pair.listener.frame(20)
+        pair.transport.send_close(1000)
+        assert await pair.peer.read_close() == (1000, "")
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.CLOSE_FRAME)
+        await ended(pair.transport)
+    assert [frame[1] for frame in pair.listener.frames[:20]] == [b"%d" % i for i in range(20)]
+
+
+async def test_an_error_in_the_callback_of_close_is_not_lost(link, caplog):
+    """CLOSE is given out like any frame, and so is what its callback raises."""
+    error = LookupError("in the last callback")
+    async with link(Failing("on_ws_frame", error)) as pair:
+        await pair.peer.send_close(1000, "bye")
+        assert await pair.peer.read_close() == (WSCloseCode.INTERNAL_ERROR, "")
+        pair.peer.close()
+        await pair.listener.closed()
+        if pair.transport.is_client_side:
+            with pytest.raises(LookupError):
+                await ended(pair.transport)
+        else:
+            assert [record.exc_info[1] for record in caplog.records] == [error]
+    assert pair.listener.events.count("disconnected") == 1
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+async def test_an_error_after_disconnect_in_the_same_callback_is_not_lost(link, graceful, caplog):
+    error = LookupError("too late to choose the close code")
+
+    class Raising(Recorder):
+        def on_ws_frame(self, transport, frame):
+            transport.disconnect(graceful)
+            raise error
+
+    async with link(Raising()) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "!")
+        await pair.peer.read_to_end()
+        pair.peer.close()
+        await pair.listener.closed()
+        if pair.transport.is_client_side:
+            with pytest.raises(LookupError):
+                await ended(pair.transport)
+        else:
+            assert [record.exc_info[1] for record in caplog.records] == [error]
+
+
+async def test_a_second_error_is_logged(link, caplog):
+    class Raising(Recorder):
+        def on_ws_frame(self, transport, frame):
+            raise LookupError("first")
+
+        def on_ws_disconnected(self, transport):
+            super().on_ws_disconnected(transport)
+            raise KeyError("second")
+
+    async with link(Raising()) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "!")
+        pair.peer.close()
+        await pair.listener.closed()
+        if pair.transport.is_client_side:
+            with pytest.raises(LookupError, match="first"):
+                await ended(pair.transport)
+    assert repr(caplog.records[-1].exc_info[1]) == "KeyError('second')"
+
+
+@pytest.mark.parametrize("name", ["on_ws_frame", "on_ws_disconnected"])
+async def test_stop_iteration_of_a_callback(link, name):
+    """A future does not take a StopIteration, but waiting has to end all the same."""
+    async with link(Failing(name, StopIteration("of next()"))) as pair:
+        await provoke(pair, name)
+        pair.peer.close()
+        await pair.listener.closed()
+        if pair.transport.is_client_side:
+            with pytest.raises(RuntimeError) as caught:
+                await ended(pair.transport)
+            assert isinstance(caught.value.__cause__, StopIteration)
+        else:
+            await ended(pair.transport)
+
+
+@pytest.mark.parametrize(
+    "name", ["on_ws_frame", "on_ws_disconnected", "pause_writing", "resume_writing"]
+)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_fatal_errors_reach_the_loop(side, io_options, name, kind):
+    """KeyboardInterrupt and SystemExit end the loop, and the connection with them."""
+    for new_loop in loop_factories():
+        loop = new_loop()
+        kept = []
+
+        async def scenario():
+            async with connected(side, Failing(name, kind("now")), **io_options) as pair:
+                kept.append(pair)  # noqa: B023
+                if name == "pause_writing":
+                    loop = asyncio.get_running_loop()
+                    loop.call_soon(pair.transport.send, WSMsgType.BINARY, bytes(8_000_000))
+                else:
+                    await provoke(pair, name)
+                await pair.peer.read_to_end()
+                pair.peer.close()
+                await pair.listener.closed()
+
+        task = loop.create_task(scenario())
+        try:
+            with pytest.raises(kind):
+                loop.run_until_complete(task)
+            (pair,) = kept
+            assert pair.transport.state != WSState.OPEN
+            while not task.done():
+                with contextlib.suppress(RuntimeError):  # uvloop stops once more
+                    loop.run_until_complete(asyncio.wait([task], timeout=TIMEOUT))
+            assert pair.transport.is_disconnected
+            assert pair.listener.events.count("disconnected") == 1
+        finally:
+            loop.close()
+
+
+def loop_factories():
+    yield asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        return
+    yield uvloop.new_event_loop
+
+
+# --- Ending it from inside a callback
+
+ACTIONS = {
+    "disconnect": lambda transport: transport.disconnect(),
+    "abort": lambda transport: transport.disconnect(graceful=False),
+    "close": lambda transport: transport.send_close(1000),
+    "send": lambda transport: transport.send(WSMsgType.TEXT, b"from inside"),
+    "pause": lambda transport: transport.pause_reading(),
+    "resume": lambda transport: transport.resume_reading(),
+    "pause and resume": lambda transport: (transport.pause_reading(), transport.resume_reading()),
+    "cork": lambda transport: transport.cork(),
+    "close and disconnect": lambda transport: (transport.send_close(1000), transport.disconnect()),
+    "send large": lambda transport: transport.send(WSMsgType.BINARY, bytes(1_000_000)),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize(
+    ("side", "tls", "use_loop_transport"),
+    [("client", False, False), ("server", True, False), ("client", False, True)],
+    ids=["client", "TLS server", "loop-transport"],
+)
+async def test_actions_inside_callbacks(
+    side, tls, use_loop_transport, name, action, tls_contexts, caplog
+):
+    """Whatever is called from inside a callback, the connection ends once and for good."""
+
+    class Acting(Failing):
+        def fail(self, called):
+            if called == name and self.left:
+                self.left -= 1
+                self._note(f"{name} raises")
+                ACTIONS[action](self.transport)
+
+    listener = Acting(name, None, times=3)
+    async with connected(
+        side,
+        listener,
+        contexts=tls_contexts if tls else None,
+        use_loop_transport=use_loop_transport,
+        SO_RCVBUF=4096,
+        close_timeout=0.2,
+        **(PINGING if "ping" in name or "pong" in name else {}),
+    ) as pair:
+        await provoke(pair, name)
+        reading = asyncio.create_task(pair.peer.read_to_end())
+        await listener.until(lambda: f"{name} raises" in listener.events)
+        pair.transport.uncork()
+        pair.transport.resume_reading()
+        pair.transport.disconnect()
+        await reading
+        pair.peer.close()
+        await listener.closed()
+        await ended(pair.transport)
+    assert listener.events.count("disconnected") == 1
+    assert not caplog.records
+
+
+async def test_sending_inside_callbacks_keeps_the_order(link):
+    class Answering(Recorder):
+        def on_ws_connected(self, transport):
+            super().on_ws_connected(transport)
+            transport.send(WSMsgType.TEXT, "first")
+
+        def on_ws_frame(self, transport, frame):
+            super().on_ws_frame(transport, frame)
+            transport.send(WSMsgType.TEXT, b"answer to " + frame.get_payload_as_bytes())
+            if frame.get_payload_as_bytes() == b"2":
+                transport.send_close(1000, "enough")
+                transport.send(WSMsgType.TEXT, "after CLOSE")
+
+        def on_ws_disconnected(self, transport):
+            transport.send(WSMsgType.TEXT, "after the end")
+            super().on_ws_disconnected(transport)
+
+    async with link(Answering()) as pair:
+        await pair.peer.send_bytes(
+            b"".join(pair.peer.frame(WSMsgType.TEXT, str(i)) for i in range(5))
+        )
+        got = [(await pair.peer.read_frame())[1] for _ in range(5)]
+        assert got[:4] == [b"first", b"answer to 0", b"answer to 1", b"answer to 2"]
+        assert got[4][2:] == b"enough"
+        pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""
+        pair.peer.close()
+        await pair.listener.closed()
+    assert [frame[1] for frame in pair.listener.frames] == [b"0", b"1", b"2"]
+
+
+# --- Nothing is lost, nobody hangs
+
+
+@pytest.mark.parametrize("way", ["close", "disconnect"])
+async def test_all_that_was_sent_arrives_at_a_slow_peer_that_is_sending_too(link, way):
+    """No RST destroys data: our descriptor is closed when the peer has had everything."""
+    payload = os.urandom(2_000_000)
+    async with link(SO_RCVBUF=4096) as pair:
+        flood = pair.peer.encrypt(pair.peer.frame(WSMsgType.BINARY, bytes(1000)) * 3000)
+        sending = asyncio.create_task(pair.peer.send_raw(flood))
+        pair.transport.send(WSMsgType.BINARY, payload)
+        if way == "close":
+            pair.transport.send_close(1000)
+        else:
+            pair.transport.disconnect()
+        await asyncio.sleep(0.02)
+        assert await pair.peer.read_frame() == (2, payload)
+        await sending
+        if way == "close":
+            assert await pair.peer.read_close() == (1000, "")
+            await pair.peer.send_close(1000)
+        pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""
+        assert not pair.peer.reset_seen
+        await pair.listener.closed()
+
+
+async def test_wait_disconnected_by_many_and_cancelled(link):
+    async with link() as pair:
+        waiters = [asyncio.create_task(pair.transport.wait_disconnected()) for _ in range(5)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()
+        await asyncio.sleep(0)
+        assert waiters[0].cancelled()
+        assert not waiters[1].done()
+        pair.transport.disconnect(graceful=False)
+        await asyncio.wait_for(asyncio.gather(*waiters[1:]), TIMEOUT)
+        await ended(pair.transport)
+
+
+async def test_the_listener_is_told_before_wait_disconnected_returns(link):
+    async with link() as pair:
+        waiter = asyncio.create_task(ended(pair.transport))
+        waiter.add_done_callback(lambda _: pair.listener.events.append("waited"))
+        await asyncio.sleep(0)
+        pair.peer.close()
+        await waiter
+        await asyncio.sleep(0)
+    assert pair.listener.events[-2:] == ["disconnected", "waited"]
+
+
+async def test_the_descriptor_is_closed_when_the_listener_is_told(side, io_options):
+    class Looking(Recorder):
+        fileno = None
+
+        def on_ws_disconnected(self, transport):
+            self.fileno = transport.underlying_transport.get_extra_info("socket").fileno()
+            super().on_ws_disconnected(transport)
+
+    async with connected(side, Looking(), **io_options) as pair:
+        assert pair.transport.underlying_transport.get_extra_info("socket").fileno() >= 0
+        pair.transport.disconnect(graceful=False)
+        await pair.listener.closed()
+    if not io_options["use_loop_transport"]:
+        assert pair.listener.fileno == -1
+
+
+# --- Servers: connections that never opened
+
+
+async def test_handshake_timeout(contexts, io_options):
+
+    def factory(request):
+        raise AssertionError("there is no request")
+
+    async with serving(
+        factory,
+        tls=contexts and contexts.server,
+        websocket_handshake_timeout=0.1,
+        close_timeout=0.1,
+        **io_options,
+    ) as url:
+        parsed = picows_fast.parse_url(url)
+        reader, writer = await asyncio.open_connection(
+            parsed.host, parsed.port, ssl=contexts and contexts.client
+        )
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_handshake_failed_at_the_client():
+    async with serving(lambda request: None) as url:
+        with pytest.raises(picows_fast.WSInvalidStatusError) as caught:
+            await picows_fast.ws_connect(Recorder, url)
+        assert caught.value.response.status == 404
+
+
+async def test_certificate_that_is_not_trusted(server_tls, io_options):
+    async with serving(lambda request: Echo(), tls=server_tls, **io_options) as url:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await picows_fast.ws_connect(
+                Recorder, url, ssl_context=ssl.create_default_context(), **io_options
+            )
+
+
+async def test_clients_that_vanish_leave_a_server_working():
+    async with serving(lambda request: Echo()) as url:
+        for _ in range(20):
+            _, writer = await raw_client(url)
+            writer.transport.abort()
+        transport, client = await picows_fast.ws_connect(Recorder, url)
+        transport.send(WSMsgType.TEXT, "alive")
+        assert (await client.frame())[1] == b"alive"
+        transport.disconnect(graceful=False)
+        await client.closed()

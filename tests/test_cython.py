@@ -288,8 +288,10 @@ async def test_exceptions_come_out_of_wait_disconnected(listeners, method):
         with pytest.raises(LookupError, match=method):
             await closed(transport)
         await server_side.closed()
-    assert transport.disconnect_cause == WSDisconnectCause.CALLBACK_ERROR
-    if method != "on_ws_disconnected":
+    if method == "on_ws_disconnected":
+        assert transport.disconnect_cause == WSDisconnectCause.PEER_FIN  # what ended it before
+    else:
+        assert transport.disconnect_cause == WSDisconnectCause.CALLBACK_ERROR
         assert server_side.transport.close_handshake.recv.code == WSCloseCode.INTERNAL_ERROR
 
 

@@ -181,6 +181,8 @@ async def _connect_once(
             connection.close()
         else:
             connection.abort()
+        # The error's traceback refers to this frame, the transport to the error.
+        transport = None
         raise
 
 

@@ -32,6 +32,7 @@ from .net.stream cimport StreamEnd, new_receive_buffer
 from .wire cimport PF_FRAME_OK, pf_close_code_valid, pf_mask, pf_write_frame_header
 
 from .codec import WSCloseCode as CloseCode
+from .codec import WSMsgType as MsgType
 from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError, WSProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener
 from .keepalive import AutoPing, PingAction, RoundTrips
@@ -360,7 +361,7 @@ cdef class WSTransport(StreamHandler):
         if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
             return 0
         if self.trace:
-            self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, WSMsgType(msg_type).name, size)
+            self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, MsgType(msg_type).name, size)
         if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
             size = write_frame(self.scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
             self.stream.write(self.scratch, size, NULL, 0)
@@ -635,6 +636,8 @@ cdef class WSTransport(StreamHandler):
             self._callback_failed(error, "on_ws_connected")
         if self.connected_future is not None and not self.connected_future.done():
             self.connected_future.set_result(listener)
+        # It refers to the listener, which usually refers to this object.
+        self.connected_future = None
         return 0
 
     cdef int _refuse(self, error) except -1:
@@ -1072,6 +1075,7 @@ cdef class WSTransport(StreamHandler):
         for future in (self.connected_future, self.pong_waiter):
             if future is not None and not future.done():
                 future.set_exception(closed)
+        self.connected_future = None
         error = self.callback_error
         if isinstance(error, StopIteration):
             # A future takes any exception but this.

@@ -88,7 +88,10 @@ cdef class ForeignStream(ByteStream):
 
     def _get_buffer(self, sizehint):
         cdef uint8_t *where
-        cdef Py_ssize_t room = self.reserve(&where)
+        cdef Py_ssize_t room
+        if self.lost:
+            return bytearray(1)     # a transport that asks after connection_lost()
+        room = self.reserve(&where)
         return PyMemoryView_FromMemory(<char*> where, room, PyBUF_WRITE)
 
     def _buffer_updated(self, Py_ssize_t size):
@@ -108,6 +111,8 @@ cdef class ForeignStream(ByteStream):
 
     def _connection_lost(self, error):
         self.lost = True
+        self.protocol = None    # it refers to this object
+        self.space = None       # nothing comes any more, and the application may keep its transport for long
         if self.closing:
             self.finish()
         elif error is None:

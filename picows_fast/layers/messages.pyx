@@ -252,7 +252,7 @@ cdef class WSMessageListener(WSListener):
             transport.send_close(<int> frame.get_close_code(), frame.get_close_message())
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
-        """Joins frames: not to be overridden, but other frames may be put in here."""
+        """Makes messages of frames: not to be overridden."""
         cdef WSFrame message
         cdef PyObject *args[5]
         if transport is None or frame is None:

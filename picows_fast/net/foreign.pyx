@@ -95,7 +95,7 @@ cdef class ForeignStream(ByteStream):
         return PyMemoryView_FromMemory(<char*> where, room, PyBUF_WRITE)
 
     def _buffer_updated(self, Py_ssize_t size):
-        if self.closing:
+        if self.closing or self.lost:
             return
         try:
             self.received(size)
@@ -185,13 +185,15 @@ cdef class ForeignStream(ByteStream):
         cdef bytes joined
         if size and self.transport is not None and not self.lost:
             joined = PyBytes_FromStringAndSize(<char*> self.backlog + self.backlog_start, size)
-            # The transport has its own high watermark, so nothing here is paused because of this.
             self.backlog_start = self.backlog_end = 0
             self.transport.write(joined)
+            if self.writing_paused and not self.transport_paused:
+                self.loop.call_soon(self._resume_turn)
         return 0
 
     cdef int check_high_watermark(self) except -1:
-        if self.transport_paused and not (self.writing_paused or self.closing):
+        cdef bint above = self.transport_paused or self.backlog_end - self.backlog_start > self.high_watermark
+        if above and not (self.writing_paused or self.closing):
             self.writing_paused = True
             self.handler.stream_pause_writing()
         return 0

@@ -245,20 +245,27 @@ cdef class TlsStream(ByteStream):
         return 0
 
     cdef int flush(self) except -1:
-        cdef Py_ssize_t done
+        cdef Py_ssize_t start = self.backlog_start
+        error = None
         if self.handshaking or self.failed:
             return 0
         try:
-            while self.backlog_end:
-                done = self.tls.write(PyMemoryView_FromMemory(
-                    <char*> self.backlog + self.backlog_start, self.backlog_end - self.backlog_start, PyBUF_READ
+            while start < self.backlog_end:
+                start += self.tls.write(PyMemoryView_FromMemory(
+                    <char*> self.backlog + start, self.backlog_end - start, PyBUF_READ
                 ))
-                self.backlog_sent(done)
         except (WantRead, WantWrite):
             pass
-        except TlsError as error:
-            return self._fail(error)
+        except TlsError as failure:
+            error = failure
+        # The records go down before the bytes in them count as sent: they may only have moved to the backlog below.
         self._send_records()
+        if self.closed:
+            return 0
+        self.backlog_sent(start - self.backlog_start)
+        if error is not None:
+            return self._fail(error)
+        self.check_high_watermark()
         if self.closing and self.backlog_end == 0:
             self._shut()
         return 0

@@ -646,12 +646,13 @@ cdef class WSTransport(StreamHandler):
             return self._handshake_failed(WSDisconnectCause.HANDSHAKE_FAILED, error)
         if self.stream.closing:
             return 0
-        if isinstance(error, (WSHandshakeError, TimeoutError)):
-            self.logger.info("%r: refused: %s", self, error)
-        else:
+        refusal = self.handshake.reject(error)
+        if refusal.status == 500:
             # Its text is for the operator, not for the peer.
             self.logger.error("%r: ws_listener_factory failed", self, exc_info=error)
-        self._send_http(self.handshake.reject(error))
+        else:
+            self.logger.info("%r: refused: %s", self, error)
+        self._send_http(refusal)
         self._set_cause(WSDisconnectCause.HANDSHAKE_FAILED, error)
         return self._close_stream()
 

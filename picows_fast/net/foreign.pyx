@@ -14,7 +14,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from .stream cimport ByteStream, ReadSpace, StreamEnd
+from .stream cimport ByteStream, ReadSpace, StreamEnd, StreamHandler
 
 
 cdef enum:
@@ -43,6 +43,22 @@ class _Protocol(asyncio.BufferedProtocol):
         self.resume_writing = stream._resume_writing
 
 
+cdef class _Nobody(StreamHandler):
+    # Stands in until the stream has its handler: the transport exists some turns of the loop earlier, and a peer
+    # that speaks or leaves at once is not to be lost.
+    cdef:
+        int end
+        object error
+
+    cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1:
+        return 0
+
+    cdef int stream_end(self, int end, object error) except -1:
+        self.end = end
+        self.error = error
+        return 0
+
+
 cdef class ForeignStream(ByteStream):
     """A stream over any :class:`asyncio.Transport`: connect it with ``protocol``. ``transport`` is None until then.
 
@@ -53,6 +69,7 @@ cdef class ForeignStream(ByteStream):
         readonly object protocol
         readonly object transport
         object on_connected
+        _Nobody early           # what came before start()
         bint lost               # connection_lost() has come
         bint transport_paused   # pause_writing() has come
 
@@ -63,6 +80,7 @@ cdef class ForeignStream(ByteStream):
         self.space = ReadSpace(RECEIVE_SIZE)
         ByteStream.set_write_buffer_limits(self)
         self.protocol = _Protocol(self)
+        self.handler = self.early = _Nobody.__new__(_Nobody)
 
     def attach(self, transport):
         """Take over a transport that is connected already."""
@@ -139,7 +157,16 @@ cdef class ForeignStream(ByteStream):
     # --- in
 
     cpdef start(self):
-        pass
+        cdef _Nobody early = self.early
+        self.early = None
+        if early is not None and (self.pending is not None or early.end):
+            self.loop.call_soon(self._early_turn, early.end, early.error)
+
+    def _early_turn(self, int end, error):
+        self._deliver_turn()
+        if end and not self.closed:
+            self.end_seen = False
+            self.report_end(end, error)
 
     cpdef pause_reading(self):
         if not self.closing:

@@ -55,13 +55,17 @@ async def open_stream(
         await loop.create_connection(lambda: foreign.protocol, sock=connection)
     else:
         stream = TcpStream(loop, connection)
-    return with_tls(
-        stream,
-        context,
-        server_hostname=server_hostname,
-        session=session,
-        handshake_timeout=handshake_timeout,
-    )
+    try:
+        return with_tls(
+            stream,
+            context,
+            server_hostname=server_hostname,
+            session=session,
+            handshake_timeout=handshake_timeout,
+        )
+    except BaseException:
+        stream.abort()
+        raise
 
 
 def with_tls(

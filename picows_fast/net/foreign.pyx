@@ -179,12 +179,19 @@ cdef class ForeignStream(ByteStream):
             self.reading_paused = False
             if self.pending is not None:
                 self.loop.call_soon(self._deliver_turn)
-            if not self.lost and not self.transport.is_reading():
-                self.transport.resume_reading()
+            else:
+                self._resume_transport()
 
     def _deliver_turn(self):
         if not self.closing and not self.reading_paused:
             self.deliver_pending()
+        if not self.closing and not self.reading_paused:
+            self._resume_transport()
+
+    cdef int _resume_transport(self) except -1:
+        if not (self.lost or self.end_seen or self.transport.is_reading()):
+            self.transport.resume_reading()
+        return 0
 
     # --- out
 
@@ -247,8 +254,7 @@ cdef class ForeignStream(ByteStream):
         if self.lost or self.transport is None:
             self.finish()
             return
-        if self.reading_paused and not self.transport.is_reading():
-            self.transport.resume_reading()     # to see the peer's FIN
+        self._resume_transport()    # to see the peer's FIN
         if self.end_seen or not self.transport.can_write_eof():
             self.transport.close()
         else:

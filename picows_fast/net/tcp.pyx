@@ -142,11 +142,16 @@ cdef class TcpStream(ByteStream):
             self.reading_paused = False
             if self.pending is not None:
                 self.loop.call_soon(self._deliver_turn)
-            self.start_reading()
+            else:
+                self.start_reading()
 
     def _deliver_turn(self):
+        # What is kept comes before anything that a read finds, the end above all. On some loops a reader that is
+        # added now is called before this is.
         if not self.closing and not self.reading_paused:
             self.deliver_pending()
+        if not self.closing and not self.reading_paused:
+            self.start_reading()
 
     # --- out
 

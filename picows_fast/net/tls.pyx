@@ -193,14 +193,16 @@ cdef class TlsStream(ByteStream):
     cpdef resume_reading(self):
         if self.reading_paused and not self.closing:
             self.reading_paused = False
-            self.lower.resume_reading()
-            # Records that came before the pause produce no event below.
             self.loop.call_soon(self._resume_turn)
 
     def _resume_turn(self):
+        # Records that came before the pause produce no event below, and come before what the stream below has next.
         if not self.closing and not self.reading_paused:
             self.deliver_pending()
+        if not self.closing and not self.reading_paused:
             self._advance()
+        if not self.closing and not self.reading_paused:
+            self.lower.resume_reading()
 
     # --- out
 
@@ -302,8 +304,7 @@ cdef class TlsStream(ByteStream):
         if self.handshaking or self.failed or self.lower.closed:
             self.lower.close()
             return
-        if self.reading_paused:
-            self.lower.resume_reading()
+        self.lower.resume_reading()
         if self.backlog_end:
             self.flush()
         else:

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import re
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-import picows_fast
+import picows_fast.cli
 from picows_fast import WSMsgType
 from picows_fast.states import TRANSITIONS, WSState
 
@@ -234,6 +235,16 @@ async def connected(url: str) -> tuple[picows_fast.WSTransport, Recorder]:
         else:
             return transport, client
     raise AssertionError("the server does not listen")
+
+
+def test_commands_parse() -> None:
+    parser = picows_fast.cli._parser()
+    seen = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for command in re.findall(r"^    .*python -m picows_fast ([^#>|\n]*)", text, re.MULTILINE):
+            seen.add(parser.parse_args(shlex.split(command)).command)
+    assert seen == {"demo", "connect", "record", "replay"}
 
 
 CIMPORTS = """\

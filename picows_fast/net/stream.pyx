@@ -8,10 +8,12 @@ The implementations (``tcp``, ``tls``, ``foreign``) say how bytes are got and gi
 import weakref
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
 from libc.string cimport memcpy, memmove
 
 cdef extern from "Python.h":
-    Py_ssize_t Py_REFCNT(object)
+    # Not of an object: Cython holds a reference of its own to an attribute that it passes.
+    Py_ssize_t Py_REFCNT(PyObject *)
 
 
 cdef enum:
@@ -52,7 +54,7 @@ cdef class ReadSpace:
 
     cdef int settle(self, Py_ssize_t filled) except -1:
         """Find where the next read may go: over these bytes, unless somebody still looks at them."""
-        if Py_REFCNT(self.buffer) == 1:
+        if Py_REFCNT(<PyObject*> self.buffer) == 1:
             self.base = 0
             return 0
         # Going on behind what is held fills a buffer before it is given away: small views kept from many

@@ -21,6 +21,8 @@ from picows_fast import WSListener, WSMsgType, WSTransport
 
 from .support import Recorder, accept_response, serving
 
+SMALL_BUFFER = 32 * 1024
+SYSTEM_HOLDS = 400_000
 TIMEOUT = 20  # seconds until a test that waits has failed
 
 UPGRADE_REQUEST = (
@@ -132,11 +134,15 @@ class Peer:
         if not data:
             self.ended = True
             return False
+        self.receive(data)
+        return True
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from below TLS that the test has read by itself."""
         if self.tls is None:
             self.data += data
         else:
             self._incoming.write(data)
-        return True
 
     def _decrypt(self) -> None:
         assert self.tls is not None
@@ -242,21 +248,22 @@ async def connected(
     *,
     contexts: Contexts | None = None,
     behind_handshake: bytes = b"",
-    SO_RCVBUF: int | None = None,  # noqa: N803 - the socket option's name
+    small_buffers: bool = False,
     **options: Any,
 ) -> AsyncIterator[Link]:
     """Connect a peer to a connection of ours; `side` says which of the two ours is.
 
     `behind_handshake` are bytes the peer sends in one piece with its half of the opening
-    handshake; `SO_RCVBUF` is the peer's. At the end everything is closed.
+    handshake. With `small_buffers` the system holds less than SYSTEM_HOLDS bytes on their way to
+    the peer. At the end everything is closed.
     """
     if listener is None:
         listener = Recorder()
     async with contextlib.AsyncExitStack() as stack:
         if side == "client":
             listening = stack.enter_context(listening_socket())
-            if SO_RCVBUF is not None:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SO_RCVBUF)
+            if small_buffers:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
             scheme = "ws"
             if contexts is not None:
                 scheme = "wss"
@@ -281,7 +288,7 @@ async def connected(
                 serving(lambda request: listener, tls=contexts and contexts.server, **options)
             )
             parsed = picows_fast.parse_url(url)
-            given = {} if SO_RCVBUF is None else {"SO_RCVBUF": SO_RCVBUF}
+            given = {"SO_RCVBUF": SMALL_BUFFER} if small_buffers else {}
             sock = await connect_socket((parsed.host, parsed.port), **given)
             peer = Peer(sock, is_client=True, context=contexts and contexts.client)
             stack.callback(peer.close)
@@ -290,6 +297,10 @@ async def connected(
             await peer.send_bytes(UPGRADE_REQUEST + behind_handshake)
             assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
             transport = listener.transport
+        if small_buffers:
+            ours = transport.underlying_transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):  # closed already
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
         try:
             yield Link(transport, listener, peer)
         finally:

@@ -228,7 +228,7 @@ async def test_close_timeout_is_not_prolonged_by_a_peer_that_goes_on_sending(lin
 
 
 async def test_write_backlog(link):
-    async with link(max_write_backlog=1 << 20, SO_RCVBUF=4096) as pair:
+    async with link(max_write_backlog=1 << 20, small_buffers=True) as pair:
         sent = 0
         while pair.transport.disconnect_cause is None:
             pair.transport.send(WSMsgType.BINARY, bytes(100_000))
@@ -259,8 +259,8 @@ async def test_peer_fin_in_the_midst_of_a_frame(side, io_options):
 
 
 async def test_what_waits_is_still_sent_to_a_peer_that_has_ended_its_side(side, io_options):
-    payload = os.urandom(3_000_000)
-    async with connected(side, SO_RCVBUF=8192, **io_options) as pair:
+    payload = os.urandom(1_000_000)
+    async with connected(side, small_buffers=True, **io_options) as pair:
         pair.transport.send(WSMsgType.BINARY, payload)
         pair.peer.fin()
         assert await pair.peer.read_frame() == (2, payload)
@@ -277,8 +277,8 @@ async def test_peer_reset(link):
 
 
 async def test_peer_reset_while_we_send(link):
-    async with link(SO_RCVBUF=4096) as pair:
-        pair.transport.send(WSMsgType.BINARY, bytes(3_000_000))
+    async with link(small_buffers=True) as pair:
+        pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
         pair.peer.reset()
         for _ in range(5):
             pair.transport.send(WSMsgType.BINARY, bytes(100_000))
@@ -302,7 +302,7 @@ async def test_frames_before_a_reset_that_only_sending_notices(side):
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs TCP_USER_TIMEOUT")
 async def test_network_error(link):
     """The system gives up on a peer that does not take data any more."""
-    async with link(SO_RCVBUF=4096, max_write_backlog=None) as pair:
+    async with link(small_buffers=True, max_write_backlog=None) as pair:
         sock = pair.transport.underlying_transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50)
         pair.transport.send(WSMsgType.BINARY, bytes(10_000_000))
@@ -416,7 +416,7 @@ async def provoke(pair, name):
     elif name == "on_ws_disconnected":
         pair.transport.disconnect(graceful=False)
     elif name in ("pause_writing", "resume_writing"):
-        pair.transport.send(WSMsgType.BINARY, bytes(8_000_000))
+        pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
         assert "pause_writing" in pair.listener.events
     elif name == "send_user_specific_ping":
         await pair.listener.until(lambda: "send_user_specific_ping raises" in pair.listener.events)
@@ -437,7 +437,7 @@ async def test_callback_error(link, name, caplog):
     error = LookupError("the callback's own")
     listener = Failing(name, error)
     options = PINGING if "ping" in name or "pong" in name else {}
-    async with link(listener, SO_RCVBUF=4096, close_timeout=2, **options) as pair:
+    async with link(listener, small_buffers=True, close_timeout=2, **options) as pair:
         await provoke(pair, name)
         if name != "on_ws_disconnected":
             code, reason = await pair.peer.read_close()
@@ -468,7 +468,7 @@ async def test_callback_error(link, name, caplog):
 async def test_protocol_error_of_a_callback_chooses_code_and_reason(link, name):
     listener = Failing(name, WSProtocolError(4444, "as the callback said: é" + "x" * 200))
     options = PINGING if "ping" in name or "pong" in name else {}
-    async with link(listener, SO_RCVBUF=4096, **options) as pair:
+    async with link(listener, small_buffers=True, **options) as pair:
         await provoke(pair, name)
         code, reason = await pair.peer.read_close()
         assert code == 4444
@@ -483,7 +483,7 @@ async def test_disconnect_on_exception_off(link, name, caplog):
     error = LookupError("logged")
     listener = Failing(name, error, times=1)
     options = PINGING if "ping" in name or "pong" in name else {}
-    async with link(listener, SO_RCVBUF=4096, disconnect_on_exception=False, **options) as pair:
+    async with link(listener, small_buffers=True, disconnect_on_exception=False, **options) as pair:
         await provoke(pair, name)
         if name == "on_ws_disconnected":
             await listener.closed()
@@ -605,11 +605,13 @@ def test_fatal_errors_reach_the_loop(side, io_options, name, kind):
         kept = []
 
         async def scenario():
-            async with connected(side, Failing(name, kind("now")), **io_options) as pair:
+            async with connected(
+                side, Failing(name, kind("now")), small_buffers=True, **io_options
+            ) as pair:
                 kept.append(pair)  # noqa: B023
                 if name == "pause_writing":
                     loop = asyncio.get_running_loop()
-                    loop.call_soon(pair.transport.send, WSMsgType.BINARY, bytes(8_000_000))
+                    loop.call_soon(pair.transport.send, WSMsgType.BINARY, bytes(1_000_000))
                 else:
                     await provoke(pair, name)
                 await pair.peer.read_to_end()
@@ -681,7 +683,7 @@ async def test_actions_inside_callbacks(
         listener,
         contexts=tls_contexts if tls else None,
         use_loop_transport=use_loop_transport,
-        SO_RCVBUF=4096,
+        small_buffers=True,
         close_timeout=0.2,
         **(PINGING if "ping" in name or "pong" in name else {}),
     ) as pair:
@@ -736,8 +738,8 @@ async def test_sending_inside_callbacks_keeps_the_order(link):
 @pytest.mark.parametrize("way", ["close", "disconnect"])
 async def test_all_that_was_sent_arrives_at_a_slow_peer_that_is_sending_too(link, way):
     """No RST destroys data: our descriptor is closed when the peer has had everything."""
-    payload = os.urandom(2_000_000)
-    async with link(SO_RCVBUF=4096) as pair:
+    payload = os.urandom(1_000_000)
+    async with link(small_buffers=True) as pair:
         flood = pair.peer.encrypt(pair.peer.frame(WSMsgType.BINARY, bytes(1000)) * 3000)
         sending = asyncio.create_task(pair.peer.send_raw(flood))
         pair.transport.send(WSMsgType.BINARY, payload)

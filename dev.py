@@ -2,6 +2,7 @@
 
     python3 dev.py demo [options]       the demo, built and running
     python3 dev.py test [pytest args]   the tests
+    python3 dev.py conformance [options]   the Autobahn test suite; needs a Python 2.7
     python3 dev.py lint | types | sanitize | bench [options] | build | clean
 
 The first call makes a virtual environment in .venv (or where $VENV says) and builds the package in place; later
@@ -90,13 +91,17 @@ def sanitize(arguments: list[str]) -> None:
         build(PICOWS_FAST_SANITIZE="0")
 
 
+def conformance(arguments: list[str]) -> None:
+    run(PYTHON, "-m", "tests.conformance.run", *arguments)
+
+
 def bench(arguments: list[str]) -> None:
     run(PYTHON, "-m", "benchmarks.roundtrip", *arguments)
 
 
 def clean(arguments: list[str]) -> None:
     """Remove the environment and everything that was built."""
-    for folder in (VENV, ROOT / "build", ROOT / "dist", ROOT / "picows_fast.egg-info"):
+    for folder in (VENV, ROOT / ".venv-wstest", ROOT / "build", ROOT / "dist", ROOT / "picows_fast.egg-info"):
         shutil.rmtree(folder, ignore_errors=True)
     for name in EXTENSIONS:
         path = ROOT / "picows_fast" / name.replace(".", "/")
@@ -105,8 +110,8 @@ def clean(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo, "test": test, "lint": lint, "types": types, "sanitize": sanitize, "bench": bench,
-    "build": lambda arguments: None, "clean": clean,
+    "demo": demo, "test": test, "lint": lint, "types": types, "sanitize": sanitize,
+    "conformance": conformance, "bench": bench, "build": lambda arguments: None, "clean": clean,
 }
 
 

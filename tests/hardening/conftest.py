@@ -12,12 +12,6 @@ import pytest
 from .peers import against_peer
 
 
-@pytest.fixture(params=["client", "server"])
-def side(request: pytest.FixtureRequest) -> str:
-    """Which side is ours."""
-    return request.param
-
-
 @pytest.fixture
 def facing_peer(side: str, io_options: dict[str, bool]) -> Callable[..., Any]:
     """`peers.against_peer` for each side and each way of moving bytes."""

@@ -43,7 +43,7 @@ class Peer:
         return picows_fast.build_frame(msg_type, payload, mask=self.masks, **flags)
 
     def raw_frame(self, first_byte: int, payload: bytes = b"") -> bytes:
-        """A frame of up to 125 bytes with any first byte; a mask key of zeros leaves the payload readable."""
+        """A frame of up to 125 bytes with any first byte."""
         assert len(payload) <= 125
         head = bytes((first_byte, len(payload) | (0x80 if self.masks else 0)))
         return head + (bytes(4) if self.masks else b"") + payload
@@ -124,7 +124,7 @@ async def drop(writer: asyncio.StreamWriter) -> None:
 
 
 async def deaf_client(url: str) -> socket.socket:
-    """A client that has done the opening handshake and then reads nothing; its buffers are small."""
+    """A client that does the opening handshake and then reads nothing; its buffers are small."""
     loop = asyncio.get_running_loop()
     parsed = picows_fast.parse_url(url)
     sock = socket.socket()
@@ -138,18 +138,20 @@ async def deaf_client(url: str) -> socket.socket:
         + base64.b64encode(os.urandom(16))
         + b"\r\n\r\n",
     )
-    head = b""
+    head = await loop.sock_recv(sock, 1)
     while not head.endswith(b"\r\n\r\n"):
-        head += await loop.sock_recv(sock, 1)  # not a byte of the frames behind it
+        # Not a byte of the frames behind it.
+        seen, separator, _ = sock.recv(4 * KIB, socket.MSG_PEEK).partition(b"\r\n\r\n")
+        head += sock.recv(len(seen + separator))
     assert head.startswith(b"HTTP/1.1 101 "), head
     return sock
 
 
-def shrink_send_buffer(transport: WSTransport) -> None:
-    """Let the kernel take little, so that a peer which does not read is noticed after a few KiB."""
+def set_send_buffer(transport: WSTransport, size: int = 4 * KIB) -> None:
+    """Let the kernel take few bytes, so that a peer which does not read is noticed soon."""
     descriptor = transport.underlying_transport.get_extra_info("socket").fileno()
     with socket.socket(fileno=os.dup(descriptor)) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 def waiting(transport: WSTransport) -> int:
@@ -161,7 +163,7 @@ async def settled(condition: Callable[[], Any], timeout: float = 20) -> None:
     """Wait for something that nobody announces."""
 
     async def poll() -> None:
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
     await asyncio.wait_for(poll(), timeout)

@@ -18,7 +18,7 @@ from .peers import (
     PONG,
     TEXT,
     deaf_client,
-    shrink_send_buffer,
+    set_send_buffer,
     waiting,
 )
 
@@ -50,8 +50,8 @@ def raise_error(transport: WSTransport) -> None:
 
 
 async def test_after_send_close_only_close_is_delivered(facing_peer):
-    """Once we have sent CLOSE, data frames that still arrive are dropped: in the same read and in later ones.
-    The peer's CLOSE is delivered."""
+    """Once we have sent CLOSE, data frames that still arrive are dropped: in the same read and in
+    later ones. The peer's CLOSE is delivered."""
     listener = Acting(lambda transport: transport.send_close(1000))
     async with facing_peer(listener) as peer:
         peer.send(peer.frame(TEXT, b"1"), peer.frame(TEXT, b"2"), peer.frame(PING, b"3"))
@@ -77,7 +77,8 @@ async def test_send_close_outside_a_callback_stops_delivery(facing_peer):
 
 @pytest.mark.parametrize("graceful", [True, False])
 async def test_nothing_is_delivered_after_disconnect(facing_peer, graceful):
-    """disconnect() from a callback ends delivery at once: no frame behind the current one, CLOSE included."""
+    """disconnect() from a callback ends delivery at once: no frame behind the current one, CLOSE
+    included."""
     listener = Acting(lambda transport: transport.disconnect(graceful))
     async with facing_peer(listener) as peer:
         peer.send(peer.frame(TEXT, b"1"), peer.frame(TEXT, b"2"), peer.frame(CLOSE, NORMAL))
@@ -130,8 +131,8 @@ BAD_FRAMES = {
 
 @pytest.mark.parametrize("name", BAD_FRAMES)
 async def test_a_good_frame_before_a_bad_one_is_answered_before_close(facing_peer, name):
-    """Good frames in front of a bad one are delivered first: what their callbacks send reaches the peer, then
-    comes CLOSE."""
+    """Good frames in front of a bad one are delivered first: what their callbacks send reaches the
+    peer, then comes CLOSE."""
     listener = Acting(lambda transport: transport.send(TEXT, b"answer"))
     async with facing_peer(listener, max_frame_size=1000) as peer:
         peer.send(peer.frame(TEXT, b"order"), BAD_FRAMES[name](peer), peer.frame(TEXT, b"more"))
@@ -149,7 +150,8 @@ async def test_a_good_frame_before_a_bad_one_is_answered_before_close(facing_pee
 
 
 async def test_close_without_a_code_has_no_payload(facing_peer):
-    """send_close() without a code puts an empty payload on the wire, never the number 0 (RFC 6455 7.4.1)."""
+    """send_close() without a code puts an empty payload on the wire, never the number 0 (RFC 6455
+    7.4.1)."""
     listener = Recorder()
     async with facing_peer(listener) as peer:
         peer.transport.send_close()
@@ -159,7 +161,8 @@ async def test_close_without_a_code_has_no_payload(facing_peer):
 
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535])
 async def test_close_codes_that_must_not_be_sent_are_refused(facing_peer, code):
-    """An incoming CLOSE with a code outside RFC 6455 7.4 is a protocol error: answered by 1002, not delivered."""
+    """An incoming CLOSE with a code outside RFC 6455 7.4 is a protocol error: answered by 1002, not
+    delivered."""
     listener = Recorder()
     async with facing_peer(listener) as peer:
         peer.send(peer.raw_frame(0x88, code.to_bytes(2, "big")))
@@ -216,7 +219,8 @@ async def test_a_second_close_is_not_answered(facing_peer, pieces, answered_by):
 
 
 async def test_close_sent_as_any_frame_is_tracked(facing_peer):
-    """send(CLOSE, ...) is the same as send_close(): it is remembered, and nothing can be sent behind it."""
+    """send(CLOSE, ...) is the same as send_close(): it is remembered, and nothing can be sent
+    behind it."""
     listener = Recorder()
     async with facing_peer(listener, close_timeout=0.1) as peer:
         peer.transport.send(WSMsgType.CLOSE, NORMAL + b"done")
@@ -262,7 +266,8 @@ async def test_nothing_is_sent_behind_close(facing_peer):
 
 @pytest.mark.parametrize("msg_type", [PING, PONG, CLOSE])
 async def test_control_frames_above_125_bytes_are_not_sent(facing_peer, msg_type):
-    """A control frame of more than 125 bytes is refused with ValueError (RFC 6455 5.5), one of 125 is sent."""
+    """A control frame of more than 125 bytes is refused with ValueError (RFC 6455 5.5), one of 125
+    is sent."""
     listener = Recorder()
     async with facing_peer(listener) as peer:
         payload = NORMAL + b"x" * 123
@@ -317,7 +322,8 @@ async def test_deadline_is_not_moved_by_a_peer_that_goes_on_sending(facing_peer)
 
 
 async def test_deadline_for_the_applications_close(facing_peer):
-    """The peer's CLOSE that the application never answers ends the connection after close_timeout."""
+    """The peer's CLOSE that the application never answers ends the connection after
+    close_timeout."""
     listener = Recorder()
     async with facing_peer(listener, close_timeout=0.1) as peer:
         peer.send(peer.frame(CLOSE, NORMAL))
@@ -373,7 +379,7 @@ async def test_deadline_for_a_peer_that_never_reads(io_options, ending):
         with contextlib.closing(await deaf_client(url)):
             await listener.until(lambda: listener.transport)
             transport = listener.transport
-            shrink_send_buffer(transport)
+            set_send_buffer(transport)
             while waiting(transport) < 100 * KIB:
                 transport.send(BINARY, bytes(10 * KIB))
             ENDINGS[ending](transport)
@@ -383,13 +389,14 @@ async def test_deadline_for_a_peer_that_never_reads(io_options, ending):
 
 
 async def test_deadline_for_a_peer_that_errs_and_never_reads(io_options):
-    """A peer that violates the protocol keeps nothing by not reading: its connection ends after close_timeout."""
+    """A peer that violates the protocol keeps nothing by not reading: its connection ends after
+    close_timeout."""
     listener = Recorder()
     async with serving(lambda request: listener, close_timeout=0.1, **io_options) as url:
         with contextlib.closing(await deaf_client(url)) as sock:
             await listener.until(lambda: listener.transport)
             transport = listener.transport
-            shrink_send_buffer(transport)
+            set_send_buffer(transport)
             while waiting(transport) < 100 * KIB:
                 transport.send(BINARY, bytes(10 * KIB))
             await asyncio.get_running_loop().sock_sendall(sock, b"\x83\x80\0\0\0\0")
@@ -419,8 +426,8 @@ SEQUENCES = {
 @pytest.mark.parametrize("pieces", ["together", "apart"])
 @pytest.mark.parametrize("name", SEQUENCES)
 async def test_frames_out_of_order_are_refused(facing_peer, name, pieces):
-    """Reserved bits that nobody negotiated, continuations of nothing and data frames in the midst of a fragmented
-    message are protocol errors: CLOSE 1002, and the frame is not delivered."""
+    """Reserved bits that nobody negotiated, continuations of nothing and data frames in the midst
+    of a fragmented message are protocol errors: CLOSE 1002, and the frame is not delivered."""
     listener = Recorder()
     async with facing_peer(listener) as peer:
         frames = [peer.raw_frame(*frame) for frame in SEQUENCES[name]]
@@ -455,7 +462,14 @@ async def test_fragments_and_controls_in_order_are_delivered(facing_peer):
     """A control frame between two fragments is in order (RFC 6455 5.4)."""
     listener = Recorder()
     async with facing_peer(listener, enable_auto_pong=False) as peer:
-        frames = [(0x01, b"a"), (0x89, b"p"), (0x00, b"b"), (0x8A, b"q"), (0x80, b"c"), (0x82, b"d")]
+        frames = [
+            (0x01, b"a"),
+            (0x89, b"p"),
+            (0x00, b"b"),
+            (0x8A, b"q"),
+            (0x80, b"c"),
+            (0x82, b"d"),
+        ]
         peer.send(*(peer.raw_frame(*frame) for frame in frames))
         await listener.frame(5)
     assert payloads(listener) == [b"a", b"p", b"b", b"q", b"c", b"d"]
@@ -466,7 +480,8 @@ async def test_fragments_and_controls_in_order_are_delivered(facing_peer):
 
 @pytest.mark.parametrize("size", [0, 1, 7, 125, 126, 1000, 1025, 65536, 300_000])
 async def test_an_external_bytearray_keeps_its_payload(facing_peer, size):
-    """send_reuse_external_bytearray leaves the payload as it was, so that it can be sent again, and to others."""
+    """send_reuse_external_bytearray leaves the payload as it was, so that it can be sent again, and
+    to others."""
     payload = bytes(i % 251 for i in range(size))
     listener = Recorder()
     async with facing_peer(listener) as peer:

@@ -66,7 +66,8 @@ def request(**headers: str) -> bytes:
 
 @contextlib.asynccontextmanager
 async def recording_server(*responses: bytes):
-    """A server that answers the n-th request with the n-th response, then upgrades; gives (URL, heads seen)."""
+    """A server that answers the n-th request with the n-th response, then upgrades; gives (URL,
+    heads seen)."""
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -155,7 +156,8 @@ CREDENTIALS = {
 
 @pytest.mark.parametrize("given_as", ["headers", "URL"])
 async def test_credentials_do_not_follow_a_redirect_to_another_host(given_as):
-    """Headers with credentials, and the URL's own, are sent to the host they were meant for only."""
+    """Headers with credentials, and the URL's own, are sent to the host they were meant for
+    only."""
     async with recording_server() as (other, other_heads):
         other = other.replace("127.0.0.1", "localhost")
         async with recording_server(redirect(other)) as (url, heads):
@@ -254,7 +256,8 @@ BEGINNINGS = [b"", b"H", b"HTTP/1.1 101 Switching Protocols\r\nUpgr", "all but t
 async def test_a_server_that_goes_away_before_or_during_its_response(
     sent, is_secure, ending, io_options, server_tls, client_tls
 ):
-    """ws_connect raises when the connection ends before the response is complete, in whatever way."""
+    """ws_connect raises when the connection ends before the response is complete, in whatever
+    way."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await read_head(reader)
@@ -280,7 +283,9 @@ async def test_a_server_that_goes_away_before_or_during_its_response(
     assert listeners == []
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", b"\0" * 70000])
+@pytest.mark.parametrize(
+    "said", [b"", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", b"\0" * 70000]
+)
 async def test_a_server_that_does_not_wait_for_the_request(said, io_options):
     """The same for a server that closes at once, or speaks before it was asked."""
 
@@ -298,7 +303,9 @@ async def test_a_connect_that_fails_before_tls_leaves_nothing_open(
 ):
     """An error between TCP and TLS, as for a TLS session of another context, closes the socket."""
     other = ssl.create_default_context()
-    other.load_verify_locations(cadata="".join(map(ssl.DER_cert_to_PEM_cert, client_tls.get_ca_certs(True))))
+    other.load_verify_locations(
+        cadata="".join(map(ssl.DER_cert_to_PEM_cert, client_tls.get_ca_certs(True)))
+    )
     async with serving(lambda request: Echo(), tls=server_tls, **io_options) as url:
         transport, _ = await connect(url, ssl_context=other, **io_options)
         session = transport.ssl_session
@@ -335,13 +342,21 @@ async def route(kind: str, server_tls, client_tls, **proxy_settings):
         yield url, options
 
 
-KINDS = ["ws", "wss", "ws through http", "ws through socks5", "wss through http", "wss through https"]
+KINDS = [
+    "ws",
+    "wss",
+    "ws through http",
+    "ws through socks5",
+    "wss through http",
+    "wss through https",
+]
 
 
 @needs_descriptor_list
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_cancelled_connect_leaves_nothing_open(kind, io_options, server_tls, client_tls):
-    """ws_connect may be cancelled at any moment: no descriptor stays open, here or at the server."""
+    """ws_connect may be cancelled at any moment: no descriptor stays open, here or at the
+    server."""
     async with route(kind, server_tls, client_tls) as (url, options):
         transport, _ = await connect(url, **options, **io_options)
         transport.disconnect(graceful=False)
@@ -369,8 +384,8 @@ async def test_a_cancelled_connect_leaves_nothing_open(kind, io_options, server_
 
 
 async def test_a_connect_cancelled_at_the_last_moment_tells_the_listener(io_options):
-    """Cancelled when the listener has been connected already, ws_connect closes the connection, and the listener
-    hears of it."""
+    """Cancelled when the listener has been connected already, ws_connect closes the connection, and
+    the listener hears of it."""
     made = []
 
     class Listener(Recorder):
@@ -401,8 +416,8 @@ SILENT = ["ws", "wss", "http", "https", "socks4", "socks5"]
 @needs_descriptor_list
 @pytest.mark.parametrize("place", SILENT)
 async def test_the_deadline_covers_a_silent_server_or_proxy(place, io_options):
-    """A server, or a proxy, that accepts and says nothing costs websocket_handshake_timeout: TLS and the proxy
-    are inside of it, and nothing stays open."""
+    """A server, or a proxy, that accepts and says nothing costs websocket_handshake_timeout: TLS
+    and the proxy are inside of it, and nothing stays open."""
     async with raw_server(silence, upgrade=False) as url:
         baseline = open_descriptors()
         options = {}
@@ -480,8 +495,8 @@ async def test_the_deadline_is_for_all_redirects(io_options):
     ],
 )
 async def test_what_was_not_asked_for_is_refused(extra, options, io_options):
-    """A response that selects a subprotocol or an extension which the client did not offer fails the handshake
-    (RFC 6455 4.1)."""
+    """A response that selects a subprotocol or an extension which the client did not offer fails
+    the handshake (RFC 6455 4.1)."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(accept_response(await read_head(reader), extra))
@@ -498,9 +513,7 @@ async def test_a_server_declines_what_it_does_not_speak(io_options):
     async with serving(lambda request: WSListener(), **io_options) as url:
         answer = await http(
             url,
-            request(
-                Sec_WebSocket_Protocol="chat", Sec_WebSocket_Extensions="permessage-deflate"
-            ),
+            request(Sec_WebSocket_Protocol="chat", Sec_WebSocket_Extensions="permessage-deflate"),
         )
     assert answer.startswith(b"HTTP/1.1 101 ")
     assert b"Sec-WebSocket-Protocol" not in answer

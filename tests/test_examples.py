@@ -144,6 +144,11 @@ async def test_fragments(examples: Examples) -> None:
     assert await examples.run("fragments.py") == ["bid 1 \N{EURO SIGN}"]
 
 
+async def test_messages(examples: Examples) -> None:
+    printed = await examples.run("messages.py")
+    assert printed == ["1 \N{EURO SIGN}", "CLOSE: closed for today"]
+
+
 class Reader(WSListener):
     def __init__(self) -> None:
         self.enough = asyncio.Event()

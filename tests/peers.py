@@ -299,7 +299,7 @@ async def connected(
             transport = listener.transport
         if small_buffers:
             ours = transport.underlying_transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # closed already
+            with contextlib.suppress(OSError, AttributeError):  # closed already
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
         try:
             yield Link(transport, listener, peer)

@@ -332,6 +332,10 @@ async def test_frames_can_be_sent_from_on_ws_connected(io_options):
     assert seen == [OPEN, OPEN]
 
 
+def all_transports():
+    return [item for item in gc.get_objects() if type(item) is picows_fast.WSTransport]
+
+
 async def peer_refused(reader, writer):
     writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.read()
@@ -364,17 +368,13 @@ async def test_states_before_the_opening_handshake_is_over(act, expected, cause,
     async with serving(
         lambda request: Recorder(), websocket_handshake_timeout=timeout, **io_options
     ) as url:
-        before = {id(item) for item in gc.get_objects() if type(item) is picows_fast.WSTransport}
+        before = all_transports()
         parsed = picows_fast.parse_url(url)
         reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
         found = []
         while not found:
             await asyncio.sleep(0)
-            found = [
-                item
-                for item in gc.get_objects()
-                if type(item) is picows_fast.WSTransport and id(item) not in before
-            ]
+            found = [item for item in all_transports() if all(item is not old for old in before)]
         (transport,) = found
         seen = [transport.state]
         await act(reader, writer)

@@ -263,7 +263,7 @@ def assert_same_verdict(to_client: bool, data: bytes, places: list[int]) -> None
 
 
 @DIRECTIONS
-@settings(agree, max_examples=2500)
+@settings(agree, max_examples=1500)
 @given(frames=sequences(), damage=damages, places=cuts)
 def test_damaged_streams(to_client, frames, damage, places):
     data = b"".join(encode(*frame, key=None if to_client else KEY) for frame in frames)

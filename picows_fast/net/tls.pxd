@@ -14,6 +14,7 @@ cdef class TlsStream(ByteStream):
         bint handshaking
         bint close_notify_seen
         bint failed
+        Py_ssize_t unread_answers   # bytes that reading made TLS send since the stream below had no backlog
         object read_error       # found by a read, and not reported yet
         object handshake_timeout    # seconds or None
         object timer                # of the handshake

@@ -22,6 +22,9 @@ from .stream cimport ByteStream, StreamEnd, read_space
 cdef enum:
     # A record carries this much plaintext at most (RFC 8446 5.1); a write of exactly this makes one record.
     RECORD_SIZE = 16 * 1024
+    # A peer may ask for an answer with each KeyUpdate (RFC 8446 4.6.3). This much of them may wait for a peer that does
+    # not read.
+    MAX_UNREAD_ANSWERS = 64 * 1024
 
 cdef object WantRead = ssl.SSLWantReadError
 cdef object WantWrite = ssl.SSLWantWriteError
@@ -158,7 +161,12 @@ cdef class TlsStream(ByteStream):
             self._discard()
         # Reading may have had something to say (KeyUpdate, an alert), and may have been what a write waited for.
         if self.outgoing.pending:
+            if self.lower.backlog_size() == 0:
+                self.unread_answers = 0
+            self.unread_answers += self.outgoing.pending
             self._send_records()
+            if self.unread_answers > MAX_UNREAD_ANSWERS:
+                return self._fail(ssl.SSLError("the peer asks for key updates and does not read them"))
         if self.close_notify_seen and not self.end_seen and (self.closing or not self.reading_paused):
             self.report_end(StreamEnd.TLS_CLOSE_NOTIFY, None)
         return 0

@@ -1,0 +1,1 @@
+"""What peers, networks and callers can do to a connection: cuts, delays, hostile peers, cancellation."""

@@ -1,0 +1,93 @@
+"""What is checked after every adversity: nothing stays behind, memory kept in its bound, a quiet log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from ..support import live_timers
+
+KIB = 1024
+MIB = 1024 * KIB
+
+needs_descriptor_list = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="needs /proc/self/fd"
+)
+
+
+class Leftovers:
+    """Tasks, timers and descriptors that were not there when this was made: cheap enough for every cut."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks = asyncio.all_tasks()
+        self._timers = len(live_timers(self._loop))
+        self._descriptors = self._open_descriptors()
+
+    @staticmethod
+    def _open_descriptors() -> int:
+        return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+    def found(self) -> list[Any]:
+        tasks = {task for task in asyncio.all_tasks() if not task.done()} - self._tasks
+        left: list[Any] = list(tasks - {asyncio.current_task()})
+        timers = live_timers(self._loop)
+        if len(timers) > self._timers:
+            left += timers
+        if not left and self._open_descriptors() > self._descriptors:
+            left.append(f"{self._open_descriptors() - self._descriptors} descriptors")
+        return left
+
+    async def none(self, what: object = "") -> None:
+        """Wait for the few turns that closing takes; fail if something is left then."""
+        for turn in range(1000):
+            if not self.found():
+                return
+            await asyncio.sleep(0 if turn < 50 else 0.002)
+        raise AssertionError(f"{what}: left behind: {self.found()}")
+
+
+@contextlib.asynccontextmanager
+async def memory_below(peak: int, held: int) -> AsyncIterator[None]:
+    """Fail if the body allocates more than `peak` bytes at once, or leaves more than `held` bytes.
+
+    Counts what Python and the extension modules allocate in the whole process, the test's own peers
+    included; neither the kernel's nor OpenSSL's buffers.
+    """
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        yield
+        highest = tracemalloc.get_traced_memory()[1] - before
+        await asyncio.sleep(0.02)  # loops free what their transports held some turns later
+        gc.collect()
+        left = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert highest <= peak, f"{highest} bytes were allocated at once"
+    assert left <= held, f"{left} bytes stay allocated"
+
+
+@contextlib.contextmanager
+def log_below(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[None]:
+    """Fail if anything, the event loop included, is logged at `level` or above."""
+    with caplog.at_level(logging.DEBUG):
+        yield
+    loud = [record for record in caplog.records if record.levelno >= level]
+    assert [(record.levelname, record.getMessage()) for record in loud] == []
+
+
+def resident_bytes() -> int:
+    """What the process occupies, OpenSSL's buffers included (Linux; elsewhere 0)."""
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

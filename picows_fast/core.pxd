@@ -164,7 +164,7 @@ cdef class WSTransport(StreamHandler):
     cdef bint _is_pong(self, WSFrame frame) except -1
     cdef int _on_pong(self, WSFrame frame) except -1
     cdef int _update_pong_expected(self) except -1
-    cdef int _ping(self) except -1
+    cdef object _ping(self)
     cdef int _callback_failed(self, error, str method) except -1
     cdef int _peer_failed(self, error) except -1
     cdef int _fail(self, cause, int close_code, bytes reason, error) except -1

@@ -8,6 +8,7 @@ business, what they mean the parser's and the handshake's, when to ping the auto
 
 import asyncio
 import logging
+import operator
 import weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -840,14 +841,16 @@ cdef class WSTransport(StreamHandler):
         if self.pong_expected:
             self._on_pong(None)
 
-    cdef int _ping(self) except -1:
+    cdef object _ping(self):
+        """Returns what the listener raised, None if nothing."""
         try:
             (<object> self.ws_listener).send_user_specific_ping(self)
         except BaseException as error:
             self._callback_failed(error, "send_user_specific_ping")
-        return 0
+            return error
+        return None
 
-    async def measure_roundtrip_time(self, int rounds):
+    async def measure_roundtrip_time(self, rounds):
         """Ping the peer and return how long each pong took (RFC 6455 5.5.2).
 
         May be cancelled, and called while another measurement runs: it waits for that one. Auto-ping does not ping
@@ -856,9 +859,12 @@ cdef class WSTransport(StreamHandler):
         :param rounds: how many
         :returns: list of float, seconds
         :raises ValueError: rounds is negative
+        :raises TypeError: rounds is not an int
         :raises WSConnectionClosedError: the connection ended, or is ending
+        :raises BaseException: what ``send_user_specific_ping`` raised
         """
         self._check_thread("measure_roundtrip_time")
+        rounds = operator.index(rounds)
         if rounds < 0:
             raise ValueError(f"rounds must not be negative, got {rounds}")
         if self.measure_lock is None:
@@ -880,17 +886,19 @@ cdef class WSTransport(StreamHandler):
         if (not numbered and not self.round_trips.outstanding
                 and self.auto_ping is not None and self.auto_ping.awaiting_pong):
             self.round_trips.next_payload()     # the answer to auto-ping's comes first
+        started = pf_monotonic()
+        if not numbered:
+            error = self._ping()
+            if error is not None:
+                raise error
         waiter = self.pong_waiter = self.loop.create_future()
         payload = self.round_trips.next_payload()
-        started = pf_monotonic()
         if self.auto_ping is not None:
             self.auto_ping.ping_sent(started)
             self._arm(self.auto_ping.deadline - started)
         self._update_pong_expected()
         if numbered:
             self.send_ping(payload)
-        else:
-            self._ping()
         try:
             return await waiter - started
         finally:

@@ -78,12 +78,17 @@ async def memory_below(peak: int, held: int) -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def log_below(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[None]:
-    """Fail if anything, the event loop included, is logged at `level` or above."""
-    with caplog.at_level(logging.DEBUG):
+def log_below(
+    caplog: pytest.LogCaptureFixture, level: int, *, record: int = logging.DEBUG
+) -> Iterator[None]:
+    """Fail if anything, the event loop included, is logged at `level` or above.
+
+    What is logged at `record` and above is kept by pytest, errors and what they refer to included.
+    """
+    with caplog.at_level(record):
         yield
-    loud = [record for record in caplog.records if record.levelno >= level]
-    assert [(record.levelname, record.getMessage()) for record in loud] == []
+    loud = [entry for entry in caplog.records if entry.levelno >= level]
+    assert [(entry.levelname, entry.getMessage()) for entry in loud] == []
 
 
 def resident_bytes() -> int:

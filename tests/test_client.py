@@ -1,0 +1,853 @@
+"""ws_connect: from a URL to an open connection, and every way that this fails."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import http
+import os
+import socket
+import ssl
+
+import pytest
+import trustme
+
+import picows_fast
+from picows_fast import (
+    WSError,
+    WSHandshakeError,
+    WSInvalidHeaderError,
+    WSInvalidMessageError,
+    WSInvalidStatusError,
+    WSInvalidUpgradeError,
+    WSInvalidURL,
+    WSListener,
+    WSMsgType,
+    WSProxyError,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+    ws_connect,
+)
+
+from .peers import TIMEOUT, connect_socket
+from .proxies import Proxy
+from .support import Echo, Recorder, accept_response, raw_server, read_head, serving
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
+async def check_echo(url, factory=Recorder, **options):
+    """Connect, send, receive, end; gives the transport."""
+    transport, client = await asyncio.wait_for(ws_connect(factory, url, **options), TIMEOUT)
+    transport.send(WSMsgType.TEXT, "through")
+    assert await client.frame() == (WSMsgType.TEXT, b"through", True)
+    transport.send_close(1000)
+    await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+    return transport
+
+
+def fields(head):
+    """The headers of a request, as a list of pairs."""
+    lines = head.decode().split("\r\n")[1:-2]
+    return [tuple(line.split(": ", 1)) for line in lines]
+
+
+@contextlib.asynccontextmanager
+async def scripted(*responses, tls=None):
+    """A server that answers request after request with these bytes; gives (URL, request heads).
+
+    A response of None upgrades the connection.
+    """
+    heads = []
+    script = list(responses)
+
+    async def answer(reader, writer):
+        head = await read_head(reader)
+        heads.append(head)
+        response = script.pop(0)
+        writer.write(accept_response(head) if response is None else response)
+        if response is None:
+            await reader.read()
+
+    async with raw_server(answer, tls=tls, upgrade=False) as url:
+        yield url, heads
+
+
+def redirect(location, status=302):
+    return f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+# --- The request
+
+
+async def test_request_and_response_are_kept(io_options):
+    seen = []
+
+    def accept(request):
+        seen.append(request)
+        return Echo()
+
+    async with serving(accept, **io_options) as url:
+        transport = await check_echo(
+            url + "path?x=1&y=%20z", extra_headers={"X-Mine": "1"}, **io_options
+        )
+    (request,) = seen
+    assert request.path == transport.request.path == b"/path?x=1&y=%20z"
+    assert request.method == b"GET"
+    assert request.version == b"HTTP/1.1"
+    assert request.headers["X-Mine"] == "1"
+    assert dict(request.headers) == dict(transport.request.headers)
+    assert transport.response.status == http.HTTPStatus.SWITCHING_PROTOCOLS
+    assert transport.response.headers["upgrade"].lower() == "websocket"
+    assert transport.response.body is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-A": "1", "Host": "example.org:99"},
+        [("X-A", "1"), ("X-A", "2")],
+        (pair for pair in [("X-A", "1"), ("X-A", "2")]),
+        {"Authorization": "Bearer t", "Cookie": "a=b", "Origin": "https://example.org"},
+    ],
+    ids=["mapping", "repeated", "generator", "known names"],
+)
+async def test_extra_headers(headers):
+    if not isinstance(headers, (dict, list)):
+        headers = [("X-A", "1"), ("X-A", "2")]
+        given = (pair for pair in headers)
+    else:
+        given = headers
+    async with scripted(None) as (url, heads):
+        transport, _ = await ws_connect(Recorder, url, extra_headers=given)
+        transport.disconnect(graceful=False)
+    sent = fields(heads[0])
+    for pair in headers.items() if isinstance(headers, dict) else headers:
+        assert pair in sent
+    assert [name for name, _ in sent].count("Host") == 1
+
+
+async def test_credentials_of_the_url():
+    async with scripted(None) as (url, heads):
+        transport, _ = await ws_connect(Recorder, url.replace("://", "://us%40er:p%3Ass@"))
+        transport.disconnect(graceful=False)
+    wanted = base64.b64encode(b"us@er:p:ss").decode()
+    assert ("Authorization", f"Basic {wanted}") in fields(heads[0])
+
+
+async def test_subprotocols(io_options):
+    async with serving(lambda request: Echo(), subprotocols=["v2", "v1"], **io_options) as url:
+        transport = await check_echo(url, subprotocols=["v1", "v2"], **io_options)
+        assert transport.subprotocol == "v2"
+        transport = await check_echo(url, subprotocols=("v0", "v1"), **io_options)
+        assert transport.subprotocol == "v1"
+        transport = await check_echo(url, subprotocols=["v0"], **io_options)
+        assert transport.subprotocol is None
+        transport = await check_echo(url, **io_options)
+        assert transport.subprotocol is None
+
+
+# --- Factories
+
+
+async def test_factory_without_arguments():
+    async with serving(lambda request: Echo()) as url:
+        await check_echo(url, Recorder)
+        await check_echo(url, lambda: Recorder())
+        await check_echo(url, functools.partial(Recorder))
+
+
+async def test_factory_with_request_and_response():
+    seen = []
+
+    def factory(request, response):
+        seen.append((request, response))
+        return Recorder()
+
+    class Method:
+        def make(self, request, response):
+            return factory(request, response)
+
+        def __call__(self, request, response):
+            return factory(request, response)
+
+    async with serving(lambda request: Echo()) as url:
+        for one in (factory, Method().make, Method(), functools.partial(factory)):
+            transport = await check_echo(url, one)
+            assert seen[-1] == (transport.request, transport.response)
+    assert isinstance(seen[0][0], WSUpgradeRequest)
+    assert isinstance(seen[0][1], WSUpgradeResponse)
+
+
+@pytest.mark.parametrize("result", [None, 5, WSListener, object()])
+async def test_factory_that_returns_no_listener(result, io_options):
+    async with serving(lambda request: Echo(), **io_options) as url:
+        with pytest.raises(TypeError, match="WSListener"):
+            await ws_connect(lambda: result, url, **io_options)
+
+
+@pytest.mark.parametrize("error", [LookupError("mine"), TypeError("mine"), WSHandshakeError("no")])
+async def test_factory_that_raises(error, io_options):
+    def factory():
+        raise error
+
+    async with serving(lambda request: Echo(), **io_options) as url:
+        with pytest.raises(type(error)) as caught:
+            await ws_connect(factory, url, **io_options)
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "factory", [None, 5, lambda request: None, lambda a, b, c: None, lambda *, key: None]
+)
+async def test_bad_factories_are_refused_before_anything_is_opened(factory):
+    with pytest.raises(TypeError, match="ws_listener_factory"):
+        await ws_connect(factory, "ws://127.0.0.1:1/")
+
+
+async def test_one_listener_for_many_connections():
+    shared = Recorder()
+    async with serving(lambda request: Echo()) as url:
+        transports = [(await ws_connect(lambda: shared, url))[0] for _ in range(3)]
+        for transport in transports:
+            assert transport.listener is shared
+            transport.disconnect(graceful=False)
+        await shared.until(lambda: shared.events.count("disconnected") == 3)
+
+
+# --- Redirects
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect(status):
+    async with (
+        serving(lambda request: Echo()) as target,
+        scripted(redirect(target, status)) as (url, _),
+    ):
+        await check_echo(url)
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/elsewhere?x=1", "/elsewhere?x=1"),
+        ("below", "/a/below"),
+        ("../up", "/up"),
+        ("?q", "/a/b?q"),
+        ("//{netloc}/same", "/same"),
+        ("http://{netloc}/http", "/http"),
+        ("/with#fragment", "/with"),
+    ],
+)
+async def test_relative_redirects(location, path):
+    responses = [b"", None]
+    heads = []
+
+    async def answer(reader, writer):
+        head = await read_head(reader)
+        heads.append(head)
+        response = responses.pop(0)
+        writer.write(accept_response(head) if response is None else response)
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        responses[0] = redirect(location.format(netloc=picows_fast.parse_url(url).netloc))
+        transport, _ = await ws_connect(Recorder, url + "a/b?old", max_redirects=1)
+        transport.disconnect(graceful=False)
+    assert heads[1].split(b" ")[1].decode() == path
+
+
+async def test_too_many_redirects():
+    async with scripted(*[redirect("/again")] * 10) as (url, heads):
+        with pytest.raises(WSError, match="more than 3 redirects"):
+            await ws_connect(Recorder, url, max_redirects=3)
+        assert len(heads) == 4
+        heads.clear()
+        with pytest.raises(WSInvalidStatusError) as caught:
+            await ws_connect(Recorder, url, max_redirects=0)
+        assert caught.value.response.status == 302
+        assert len(heads) == 1
+
+
+async def test_redirect_to_wss(server_tls, client_tls):
+    async with (
+        serving(lambda request: Echo(), tls=server_tls) as target,
+        scripted(redirect(target)) as (url, _),
+    ):
+        assert (await check_echo(url, ssl_context=client_tls)).is_secure
+
+
+@pytest.mark.parametrize(
+    "location", ["ftp://127.0.0.1/", "", "ws://", "javascript:x", "ws://a b/", "mailto:x@y"]
+)
+async def test_redirect_to_nowhere(location):
+    async with scripted(redirect(location), redirect(location), redirect(location)) as (url, _):
+        with pytest.raises((WSError, ValueError)):
+            await ws_connect(Recorder, url, max_redirects=2)
+
+
+async def test_redirect_without_a_location():
+    async with scripted(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n") as (url, _):
+        with pytest.raises(WSInvalidStatusError):
+            await ws_connect(Recorder, url)
+
+
+async def test_credentials_are_dropped_on_the_way_to_another_host():
+    headers = {"Authorization": "Bearer secret", "Cookie": "id=secret", "X-Open": "yes"}
+    async with (
+        scripted(None) as (target, target_heads),
+        scripted(redirect(target)) as (url, heads),
+    ):
+        transport, _ = await ws_connect(
+            Recorder, url.replace("://", "://user:secret@"), extra_headers=headers
+        )
+        transport.disconnect(graceful=False)
+    assert b"secret" in heads[0]
+    assert b"secret" not in target_heads[0]
+    assert ("X-Open", "yes") in fields(target_heads[0])
+
+
+async def test_credentials_stay_within_the_origin():
+    async with scripted(redirect("/b"), None) as (url, heads):
+        transport, _ = await ws_connect(
+            Recorder, url, extra_headers={"Authorization": "Bearer secret"}
+        )
+        transport.disconnect(graceful=False)
+    assert b"secret" in heads[1]
+
+
+async def test_a_given_socket_is_used_once():
+    async with scripted(redirect("/b"), None) as (url, _):
+        parsed = picows_fast.parse_url(url)
+        sock = await connect_socket((parsed.host, parsed.port))
+        with pytest.raises(WSError, match="socket"):
+            await ws_connect(Recorder, url, sock=sock)
+        assert sock.fileno() == -1
+
+
+# --- Proxies
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "socks4", "socks5"])
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_proxies(kind, scheme, server_tls, client_tls, io_options):
+    async with (
+        serving(lambda request: Echo(), tls=server_tls if scheme == "wss" else None) as url,
+        Proxy(
+            "http" if kind == "https" else kind,
+            ssl_context=server_tls if kind == "https" else None,
+            credentials=("user", "pass") if kind != "socks4" else None,
+        ) as proxy,
+    ):
+        user_info = "" if kind == "socks4" else "user:pass"
+        transport = await check_echo(
+            url,
+            proxy=proxy.url(user_info=user_info),
+            ssl_context=client_tls,
+            proxy_ssl_context=client_tls,
+            **io_options,
+        )
+        assert proxy.requests == [("127.0.0.1", picows_fast.parse_url(url).port)]
+        assert transport.is_secure == (scheme == "wss")
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "socks5"])
+async def test_proxy_names_are_the_proxys_to_resolve(kind, server_tls, client_tls, authority):
+    names = {"exchange.invalid": "127.0.0.1"}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("exchange.invalid").configure_cert(context)
+    async with (
+        serving(lambda request: Echo(), tls=context) as url,
+        Proxy(
+            "http" if kind == "https" else kind,
+            names=names,
+            ssl_context=server_tls if kind == "https" else None,
+        ) as proxy,
+    ):
+        await check_echo(
+            url.replace("127.0.0.1", "exchange.invalid"),
+            proxy=proxy.url(),
+            ssl_context=client_tls,
+            proxy_ssl_context=client_tls,
+        )
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "socks5"])
+async def test_large_payloads_through_a_proxy(kind, server_tls, client_tls):
+    payload = os.urandom(2_000_000)
+    async with (
+        serving(lambda request: Echo(), tls=server_tls) as url,
+        Proxy(
+            "http" if kind == "https" else kind,
+            ssl_context=server_tls if kind == "https" else None,
+        ) as proxy,
+    ):
+        transport, client = await ws_connect(
+            Recorder,
+            url,
+            proxy=proxy.url(),
+            ssl_context=client_tls,
+            proxy_ssl_context=client_tls,
+        )
+        transport.send(WSMsgType.BINARY, payload)
+        assert (await client.frame())[1] == payload
+        transport.disconnect()
+        await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "socks5"])
+@pytest.mark.parametrize("trouble", ["refuse", "close_early"])
+async def test_proxy_that_refuses(kind, trouble, server_tls, client_tls):
+    async with Proxy(
+        "http" if kind == "https" else kind,
+        ssl_context=server_tls if kind == "https" else None,
+        **{trouble: True},
+    ) as proxy:
+        with pytest.raises(WSProxyError):
+            await ws_connect(
+                Recorder, "ws://127.0.0.1:1/", proxy=proxy.url(), proxy_ssl_context=client_tls
+            )
+
+
+async def test_redirect_through_a_proxy():
+    async with (
+        serving(lambda request: Echo()) as target,
+        scripted(redirect(target)) as (url, _),
+        Proxy("http") as proxy,
+    ):
+        await check_echo(url, proxy=proxy.url())
+        assert len(proxy.requests) == 2
+
+
+async def test_end_of_the_connection_through_an_https_proxy(server_tls, client_tls, caplog):
+    """The loop's TLS has no half-open state; nothing is logged about that."""
+    async with (
+        serving(lambda request: server_side) as url,
+        Proxy("http", ssl_context=server_tls) as proxy,
+    ):
+        server_side = Echo()
+        transport, client = await ws_connect(
+            Recorder, url, proxy=proxy.url(), proxy_ssl_context=client_tls
+        )
+        await server_side.until(lambda: server_side.transport)
+        server_side.transport.disconnect()
+        await client.closed()
+        await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+    assert not caplog.records
+
+
+# --- Sockets
+
+
+@pytest.mark.parametrize("kind", ["connected", "unconnected", "none"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_socket_factory(kind, is_async, io_options):
+    urls = []
+
+    async def make(url):
+        urls.append(url)
+        if kind == "none":
+            return None
+        if kind == "unconnected":
+            return socket.socket()
+        return await connect_socket((url.host, url.port))
+
+    def make_at_once(url):
+        urls.append(url)
+        if kind == "none":
+            return None
+        sock = socket.socket()
+        if kind == "connected":
+            sock.connect((url.host, url.port))
+        return sock
+
+    async with serving(lambda request: Echo(), **io_options) as url:
+        await check_echo(url, socket_factory=make if is_async else make_at_once, **io_options)
+        assert [given.url for given in urls] == [url]
+
+
+async def test_sock(io_options, server_tls, client_tls):
+    async with serving(lambda request: Echo(), tls=server_tls, **io_options) as url:
+        parsed = picows_fast.parse_url(url)
+        sock = await connect_socket((parsed.host, parsed.port))
+        transport = await check_echo(url, sock=sock, ssl_context=client_tls, **io_options)
+        assert transport.is_secure
+        assert sock.fileno() == -1
+
+
+async def test_local_addr(io_options):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    peers = []
+
+    class Noting(Echo):
+        def on_ws_connected(self, transport):
+            peers.append(transport.underlying_transport.get_extra_info("peername"))
+            super().on_ws_connected(transport)
+
+    async with serving(lambda request: Noting()) as url:
+        await check_echo(url, local_addr=("127.0.0.1", port), **io_options)
+    assert peers == [("127.0.0.1", port)]
+
+
+async def test_unix_path(tmp_path, io_options, server_tls, client_tls):
+    for tls, path in ((None, tmp_path / "plain"), (server_tls, tmp_path / "tls")):
+        server = await picows_fast.ws_create_server(
+            lambda request: Echo(), unix_path=path, ssl=tls, **io_options
+        )
+        async with server:
+            await check_echo(
+                "wss://localhost/" if tls else "ws://localhost/",
+                unix_path=str(path),
+                ssl_context=client_tls,
+                **io_options,
+            )
+        assert not path.exists()
+
+
+# --- TLS
+
+
+async def test_server_hostname(authority, client_tls, io_options):
+    names = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("exchange.example").configure_cert(context)
+    context.sni_callback = lambda tls, name, ctx: names.append(name)
+    async with serving(lambda request: Echo(), tls=context, **io_options) as url:
+        await check_echo(
+            url, ssl_context=client_tls, server_hostname="exchange.example", **io_options
+        )
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await ws_connect(Recorder, url, ssl_context=client_tls, **io_options)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await ws_connect(
+                Recorder, url, ssl_context=client_tls, server_hostname="other.example", **io_options
+            )
+    assert names == ["exchange.example", None, "other.example"]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_session_is_resumed(authority, version, io_options):
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.minimum_version = client.maximum_version = version
+    async with serving(lambda request: Echo(), tls=server, **io_options) as url:
+        transport = await check_echo(url, ssl_context=client, **io_options)
+        assert not transport.underlying_transport.get_extra_info("ssl_object").session_reused
+        session = transport.ssl_session
+        assert isinstance(session, ssl.SSLSession)
+        for _ in range(2):
+            transport = await check_echo(url, ssl_context=client, ssl_session=session, **io_options)
+            assert transport.underlying_transport.get_extra_info("ssl_object").session_reused
+            session = transport.ssl_session
+
+
+async def test_client_certificate(authority, io_options):
+    clients = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    clients.configure_trust(server)
+    certificates = []
+
+    class Noting(Echo):
+        def on_ws_connected(self, transport):
+            stream = transport.underlying_transport
+            certificates.append(stream.get_extra_info("peercert"))
+            super().on_ws_connected(transport)
+
+    async with serving(lambda request: Noting(), tls=server, **io_options) as url:
+        client = ssl.create_default_context()
+        authority.configure_trust(client)
+        # With TLS 1.3 the client's handshake is over before the server has refused.
+        with pytest.raises((ssl.SSLError, WSHandshakeError, ConnectionError)):
+            await ws_connect(Recorder, url, ssl_context=client, **io_options)
+        clients.issue_cert("trader@example.org").configure_cert(client)
+        await check_echo(url, ssl_context=client, **io_options)
+    assert certificates[0]["subjectAltName"] == (("email", "trader@example.org"),)
+
+
+async def test_alpn(authority, client_tls, io_options):
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    server.set_alpn_protocols(["http/1.1"])
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    async with serving(lambda request: Echo(), tls=server, **io_options) as url:
+        transport = await check_echo(url, ssl_context=client, **io_options)
+        tls = transport.underlying_transport.get_extra_info("ssl_object")
+        assert tls.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_plain_server_for_a_wss_url(client_tls, io_options):
+    async with serving(lambda request: Echo(), **io_options) as url:
+        with pytest.raises(ssl.SSLError):
+            await ws_connect(
+                Recorder, url.replace("ws:", "wss:"), ssl_context=client_tls, **io_options
+            )
+
+
+async def test_tls_server_for_a_ws_url(server_tls, io_options):
+    async with serving(lambda request: Echo(), tls=server_tls, **io_options) as url:
+        with pytest.raises((WSHandshakeError, ConnectionError)):
+            await ws_connect(Recorder, url.replace("wss:", "ws:"), **io_options)
+
+
+# --- Answers that are none
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", WSInvalidStatusError),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", WSInvalidUpgradeError),
+        (
+            b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+            WSInvalidHeaderError,
+        ),
+        (
+            b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
+            WSInvalidHeaderError,
+        ),
+        (b"SSH-2.0-OpenSSH_9\r\n", WSInvalidMessageError),
+        (b"\x15\x03\x01\x00\x02\x02\x28", WSInvalidMessageError),
+        (b"HTTP/1.1 ", WSInvalidMessageError),
+        (b"", WSInvalidMessageError),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000, WSInvalidMessageError),
+    ],
+    ids=["200", "bare 101", "no accept", "wrong accept", "SSH", "TLS", "cut", "empty", "huge"],
+)
+async def test_wrong_responses(response, error, io_options):
+    async def answer(reader, writer):
+        await read_head(reader)
+        writer.write(response)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(error) as caught:
+            await ws_connect(Recorder, url, **io_options)
+        assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("pieces", [False, True])
+async def test_what_a_refusal_says(chunked, pieces, io_options):
+    body = b'{"error": "rate limit"}'
+    head = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nRetry-After: 5\r\n"
+    if chunked:
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        sent = head + b"8\r\n" + body[:8] + b"\r\nf\r\n" + body[8:] + b"\r\n0\r\n\r\n"
+    else:
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
+        sent = head + body
+
+    async def answer(reader, writer):
+        await read_head(reader)
+        for i in range(0, len(sent), 1 if pieces else len(sent)):
+            writer.write(sent[i : i + (1 if pieces else len(sent))])
+            await asyncio.sleep(0)
+        await reader.read()  # the client need not wait for the end of the connection
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(WSInvalidStatusError) as caught:
+            await asyncio.wait_for(ws_connect(Recorder, url, **io_options), TIMEOUT)
+    error = caught.value
+    assert error.raw_header == head
+    assert error.raw_body == body
+    assert error.response.status == http.HTTPStatus.FORBIDDEN
+    assert error.response.headers["retry-after"] == "5"
+    assert error.response.body == body
+    assert "403" in str(error)
+
+
+async def test_refusal_of_our_own_server(io_options):
+    response = WSUpgradeResponse.create_error_response(429, b"slow down", {"Retry-After": "7"})
+    async with serving(
+        lambda request: WSUpgradeResponseWithListener(response, None), **io_options
+    ) as url:
+        with pytest.raises(WSInvalidStatusError) as caught:
+            await ws_connect(Recorder, url, **io_options)
+    assert caught.value.response.status == 429
+    assert caught.value.raw_body == b"slow down"
+    assert caught.value.response.headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_response_in_pieces_with_frames_behind(size, io_options):
+    frames = [picows_fast.build_frame(WSMsgType.TEXT, f"frame {i}") for i in range(10)]
+
+    async def answer(reader, writer):
+        data = accept_response(await read_head(reader)) + b"".join(frames)
+        for at in range(0, len(data), size):
+            writer.write(data[at : at + size])
+            await asyncio.sleep(0)
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        transport, client = await ws_connect(Recorder, url, **io_options)
+        await client.frame(9)
+        assert client.events[0] == "connected"
+        assert [frame[1] for frame in client.frames] == [b"frame %d" % i for i in range(10)]
+        transport.disconnect(graceful=False)
+        await client.closed()
+
+
+async def test_connection_that_is_over_before_ws_connect_returns(io_options):
+    """Response, a frame and the end in one piece: the transport is returned, and is closed."""
+
+    async def answer(reader, writer):
+        head = await read_head(reader)
+        writer.write(
+            accept_response(head)
+            + picows_fast.build_frame(WSMsgType.TEXT, "hi")
+            + picows_fast.build_frame(
+                WSMsgType.CLOSE, picows_fast.build_close_payload(1013, "try later")
+            )
+        )
+
+    async with raw_server(answer, upgrade=False) as url:
+        transport, client = await ws_connect(Recorder, url, **io_options)
+        await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+        assert client.events == ["connected", "frame", "frame", "disconnected"]
+        assert transport.close_handshake.recv.code == 1013
+        assert transport.close_handshake.recv.reason == "try later"
+
+
+async def test_a_bad_frame_behind_the_response(io_options):
+    async def answer(reader, writer):
+        writer.write(accept_response(await read_head(reader)) + b"\xff" * 10)
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        transport, client = await ws_connect(Recorder, url, **io_options)
+        with pytest.raises(picows_fast.WSPeerProtocolError):
+            await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+        assert client.events == ["connected", "disconnected"]
+
+
+# --- Deadline, cancellation, errors
+
+
+async def test_no_deadline(io_options):
+    async def answer(reader, writer):
+        head = await read_head(reader)
+        await asyncio.sleep(0.02)
+        writer.write(accept_response(head))
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        transport, client = await ws_connect(
+            Recorder, url, websocket_handshake_timeout=None, **io_options
+        )
+        transport.disconnect(graceful=False)
+        await client.closed()
+
+
+@pytest.mark.parametrize("place", ["factory", "accept", "response", "body"])
+async def test_deadline(place, io_options):
+    async def answer(reader, writer):
+        head = await read_head(reader)
+        if place == "response":
+            writer.write(accept_response(head)[:-2])
+        elif place == "body":
+            writer.write(b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\nx")
+        await reader.read()
+
+    async def slow(url):
+        await asyncio.sleep(TIMEOUT)
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(asyncio.TimeoutError):
+            await ws_connect(
+                Recorder,
+                url,
+                websocket_handshake_timeout=0.05,
+                socket_factory=slow if place == "factory" else None,
+                **io_options,
+            )
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["ws", "wss"])
+async def test_cancelled_at_every_turn(tls, server_tls, client_tls, io_options):
+    """Whenever it is cancelled, nothing stays open here and the server is told."""
+    listeners = []
+
+    def accept(request):
+        listeners.append(Echo())
+        return listeners[-1]
+
+    async with serving(accept, tls=server_tls if tls else None, **io_options) as url:
+        for turns in range(60):
+            task = asyncio.create_task(
+                ws_connect(Recorder, url, ssl_context=client_tls, **io_options)
+            )
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            if not isinstance(result, asyncio.CancelledError):
+                result[0].disconnect(graceful=False)
+        for listener in listeners:
+            await listener.closed()
+
+
+async def test_nobody_listens(io_options):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError, match=rf"127\.0\.0\.1:{port}"):
+        await ws_connect(Recorder, f"ws://127.0.0.1:{port}/", **io_options)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://x/", "ws://", "ws://h:99999/", "ws://h/\n", "nonsense"]
+)
+async def test_bad_urls(url):
+    with pytest.raises(WSInvalidURL) as caught:
+        await ws_connect(Recorder, url)
+    assert caught.value.url == url
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_frame_size": 0}, ValueError),
+        ({"max_frame_size": "1"}, TypeError),
+        ({"auto_ping_idle_timeout": -1}, ValueError),
+        ({"websocket_handshake_timeout": 0}, ValueError),
+        ({"enable_auto_ping": 1}, TypeError),
+        ({"ssl_context": True}, TypeError),
+        ({"extra_headers": {"A": 1}}, TypeError),
+        ({"extra_headers": {"Upgrade": "x"}}, ValueError),
+        ({"extra_headers": {"A b": "x"}}, ValueError),
+        ({"proxy": "ftp://x"}, ValueError),
+        ({"subprotocols": "chat"}, TypeError),
+        ({"max_redirects": -1}, ValueError),
+        ({"write_low_watermark": 10, "write_high_watermark": 5}, ValueError),
+        ({"no_such_setting": 1}, TypeError),
+        ({"host": "127.0.0.1"}, TypeError),
+    ],
+)
+async def test_bad_settings(options, error):
+    with pytest.raises(error, match=next(iter(options)) if error is TypeError else None):
+        await ws_connect(Recorder, "ws://127.0.0.1:1/", **options)
+
+
+async def test_compatible_settings_are_accepted():
+    async with serving(lambda request: Echo(), use_aiofastnet=False) as url:
+        await check_echo(
+            url,
+            use_aiofastnet=True,
+            zero_copy_unsafe_ssl_write=True,
+            ssl_shutdown_timeout=1,
+            ssl_handshake_timeout=5,
+            happy_eyeballs_delay=None,
+            family=socket.AF_INET,
+        )

@@ -338,6 +338,9 @@ class HeadReader:
                 return True
 
     def _read_line(self, line: bytes) -> bool:
+        if self._line_count == 0:
+            # As for a part of the line: what is reported must not depend on how it was cut.
+            self._check_beginning(line[:32])
         if not line.endswith(b"\r"):
             raise BadHeadError(HTTPStatus.BAD_REQUEST, "line ends with LF instead of CR LF")
         line = line[:-1]

@@ -260,10 +260,12 @@ def test_max_fragments_counts_empty_ones():
 
 
 def test_a_failed_assembler_stays_failed_and_holds_nothing():
-    good, bad, ping = frames_of((TEXT, b"a", False), (TEXT, b"", True), (PING, b"", True))
+    good, bad, more, ping = frames_of(
+        (TEXT, b"a", False), (TEXT, b"", True), (CONTINUATION, b"b", True), (PING, b"", True)
+    )
     assembler = MessageAssembler()
     assembler.add(good)
-    for frame in (bad, good, bad):
+    for frame in (bad, more, good, bad):
         with pytest.raises(WSPeerProtocolError) as caught:
             assembler.add(frame)
         assert caught.value.violation is WSViolation.EXPECTED_CONTINUATION
@@ -304,9 +306,12 @@ def test_memory_follows_what_has_come():
         for _ in range(10_000):
             assembler.add(empty)
         assert tracemalloc.get_traced_memory()[0] - before < 2 * KIB
+        held = set()
         for i in range(1, 120):
             assembler.add(more)
+            held.add((tracemalloc.get_traced_memory()[0] - before) // KIB)
             assert tracemalloc.get_traced_memory()[1] - before < 2 * (100 + i * 64 * KIB) + 2 * KIB
+        assert len(held) < 12  # it grows by doubling
         message = assembler.add(last)
         # Exactly what it has, and nothing left with the assembler.
         assert message is not None
@@ -493,6 +498,27 @@ async def test_bad_text_fails_at_once_in_an_unfinished_frame(bad, side):
         await drip(peer, head + frame[: -len(b"rest")], [len(head)])
         assert await peer.read_close() == (1007, "text message is not UTF-8 (RFC 6455 8.1)")
     assert listener.messages == [(TEXT, b"good")]
+
+
+async def test_unfinished_frames_one_after_the_other(side):
+    async with connected(side, Messages(check_unfinished_text=True)) as (_, listener, peer):
+        for size in (1, 30, 5, 10_000, 100, 1):
+            await drip(peer, peer.frame(TEXT, ENCODED * size), itertools.repeat(7 * size))
+        await listener.message(5)
+        assert [len(text) for _, text in listener.messages] == [
+            len(ENCODED) * size for size in (1, 30, 5, 10_000, 100, 1)
+        ]
+        # The bad byte comes earlier in its frame than where the last one had been checked.
+        await drip(peer, peer.frame(TEXT, ENCODED))
+        await drip(peer, peer.frame(TEXT, b"a\xffbc")[:-2])
+        assert (await peer.read_close())[0] == 1007
+
+
+async def test_an_unfinished_frame_with_a_reserved_bit_is_not_text(side):
+    listener = Messages(check_unfinished_text=True)
+    async with connected(side, listener, validate_sequence=False) as (_, _, peer):
+        await drip(peer, peer.frame(TEXT, b"\xff" * 100, rsv1=True))
+        assert (await peer.read_close())[0] == 1002
 
 
 async def test_bad_text_in_a_large_unfinished_frame(link):

@@ -6,6 +6,7 @@ Owns how the two come together. ``listening`` binds, accepts and counts; ``core`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl as ssl_module
@@ -135,7 +136,15 @@ async def ws_create_server(
         serve(TcpStream(loop, accepted))
 
     def make_protocol() -> asyncio.BaseProtocol:
-        stream = ForeignStream(loop, lambda: serve(stream))
+        def on_connected() -> None:
+            accepted = stream.get_extra_info("socket")
+            if options.keep_alive and accepted is not None:
+                # The peer may be gone already, which some systems report here.
+                with contextlib.suppress(OSError):
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            serve(stream)
+
+        stream = ForeignStream(loop, on_connected)
         return stream.protocol
 
     acceptor = None

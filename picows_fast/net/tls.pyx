@@ -22,6 +22,8 @@ from .stream cimport ByteStream, StreamEnd, read_space
 cdef enum:
     # A record carries this much plaintext at most (RFC 8446 5.1); a write of exactly this makes one record.
     RECORD_SIZE = 16 * 1024
+    # A memory BIO never gives back what it once needed, so bytes pass through it in pieces of about this size.
+    PIECE_SIZE = 64 * 1024
     # A peer may ask for an answer with each KeyUpdate (RFC 8446 4.6.3). This much of them may wait for a peer that does
     # not read.
     MAX_UNREAD_ANSWERS = 64 * 1024
@@ -69,9 +71,17 @@ cdef class TlsStream(ByteStream):
     # --- in: from the stream below
 
     cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1:
-        self.incoming.write(PyMemoryView_FromMemory(<char*> data, size, PyBUF_READ))
-        self._advance()
-        return size
+        cdef Py_ssize_t used = 0
+        cdef Py_ssize_t piece
+        while True:
+            piece = min(size - used, <Py_ssize_t> PIECE_SIZE)
+            self.incoming.write(PyMemoryView_FromMemory(<char*> data + used, piece, PyBUF_READ))
+            used += piece
+            self._advance()
+            if used == size or self.failed or self.closed:
+                return size
+            if self.reading_paused and not self.closing:
+                return used     # the stream below keeps the rest
 
     cdef int stream_end(self, int end, object error) except -1:
         if self.closed or self.failed:
@@ -249,21 +259,28 @@ cdef class TlsStream(ByteStream):
             return self.append_backlog(data, size)
         while done < size:
             try:
-                done += self.tls.write(PyMemoryView_FromMemory(<char*> data + done, size - done, PyBUF_READ))
+                done += self.tls.write(PyMemoryView_FromMemory(
+                    <char*> data + done, min(size - done, <Py_ssize_t> PIECE_SIZE), PyBUF_READ
+                ))
             except (WantRead, WantWrite):
                 return self.append_backlog(data + done, size - done)
+            if done < size:
+                self._send_records()
         return 0
 
     cdef int flush(self) except -1:
-        cdef Py_ssize_t start = self.backlog_start
+        cdef Py_ssize_t done = 0
         error = None
         if self.handshaking or self.failed:
             return 0
         try:
-            while start < self.backlog_end:
-                start += self.tls.write(PyMemoryView_FromMemory(
-                    <char*> self.backlog + start, self.backlog_end - start, PyBUF_READ
+            while self.backlog_start + done < self.backlog_end:
+                done += self.tls.write(PyMemoryView_FromMemory(
+                    <char*> self.backlog + self.backlog_start + done,
+                    min(self.backlog_end - self.backlog_start - done, <Py_ssize_t> PIECE_SIZE), PyBUF_READ
                 ))
+                if self.backlog_start + done < self.backlog_end:
+                    self._send_records()
         except (WantRead, WantWrite):
             pass
         except TlsError as failure:
@@ -272,7 +289,7 @@ cdef class TlsStream(ByteStream):
         self._send_records()
         if self.closed:
             return 0
-        self.backlog_sent(start - self.backlog_start)
+        self.backlog_sent(done)
         if error is not None:
             return self._fail(error)
         self.check_high_watermark()

@@ -101,7 +101,8 @@ def bench(arguments: list[str]) -> None:
 
 def clean(arguments: list[str]) -> None:
     """Remove the environment and everything that was built."""
-    for folder in (VENV, ROOT / ".venv-wstest", ROOT / "build", ROOT / "dist", ROOT / "picows_fast.egg-info"):
+    made = (".venv-wstest", "build", "dist", "picows_fast.egg-info")
+    for folder in (VENV, *(ROOT / name for name in made)):
         shutil.rmtree(folder, ignore_errors=True)
     for name in EXTENSIONS:
         path = ROOT / "picows_fast" / name.replace(".", "/")

@@ -10,7 +10,7 @@ import pytest
 from picows_fast import WSAutoPingStrategy, WSDisconnectCause
 
 from ..support import Recorder
-from .peers import CLOSE, PING, PONG, TEXT, Peer, settled
+from .peers import CLOSE, PING, PONG, TEXT, Peer, settled, waiting
 
 GOING_AWAY = (1001).to_bytes(2, "big")
 
@@ -199,7 +199,7 @@ async def test_a_dead_peer_is_noticed_while_much_waits_for_it(facing_peer, strat
         close_timeout=0.05,
     ) as peer:
         peer.writer.transport.pause_reading()
-        while peer.transport.write_backlog < 1_000_000:
+        while waiting(peer.transport) < 1_000_000:
             peer.transport.send(TEXT, bytes(100_000))
         await listener.closed()
     assert peer.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT

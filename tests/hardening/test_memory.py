@@ -438,8 +438,8 @@ asyncio.run(main())
 async def test_memory_of_large_frames_over_tls_is_given_back(
     authority, client_tls, io_options, tmp_path
 ):
-    """The same over TLS, whose library's buffers only the process's size tells: a connection that has
-    received a large frame holds less than 200 KiB more than before, and as much again after sending."""
+    """The same over TLS, whose library's buffers only the process's size tells: a connection
+    holds less than 200 KiB more after a large frame received, and less than 400 after one sent."""
     count, size = 20, 4 * MIB
     certificate = tmp_path / "certificate.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import mmap
 import os
 import random
 import socket
@@ -130,6 +131,49 @@ async def test_mask_keys_do_not_come_from_a_seeded_generator(io_options):
 # --- Exact bounds
 
 
+SEND_UP_TO_A_GUARD_PAGE = """
+import asyncio, ctypes, mmap, sys
+import picows_fast
+
+PAGE = mmap.PAGESIZE
+
+async def main():
+    memory = mmap.mmap(-1, 2 * PAGE)
+    memory[:PAGE] = bytes(i % 251 for i in range(PAGE))
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + PAGE), PAGE, 0) == 0
+    transport, _ = await picows_fast.ws_connect(picows_fast.WSListener, sys.argv[1])
+    for size in range(1, 300):
+        transport.send(picows_fast.WSMsgType.BINARY, memoryview(memory)[PAGE - size : PAGE])
+    transport.send_close(1000)
+    await transport.wait_disconnected()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
+async def test_masking_reads_nothing_behind_the_payload():
+    """A payload whose end is the end of readable memory is masked and sent: not a byte behind it is
+    read, whatever its length and alignment."""
+    received: list[bytes] = []
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            opcode, payload = await read_frame(reader)
+            if opcode == CLOSE:
+                return
+            received.append(payload)
+
+    async with raw_server(read) as url:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SEND_UP_TO_A_GUARD_PAGE, url
+        )
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    page = bytes(i % 251 for i in range(mmap.PAGESIZE))
+    assert received == [page[-size:] for size in range(1, 300)]
+
+
 async def test_masking_stays_within_the_payload_that_is_sent(io_options):
     """Sending from an external bytearray touches nothing behind its end, whatever the length is
     modulo 4."""
@@ -149,6 +193,7 @@ async def test_masking_stays_within_the_payload_that_is_sent(io_options):
             transport.send_reuse_external_bytearray(BINARY, buffer, 14)
             # A bytearray ends with a NUL; what is behind that nobody has a reason to touch.
             assert ctypes.string_at(end + 1, len(canary) - 1) == canary[1:], size
+        await settled(lambda: len(received) == 69)
         transport.disconnect()
         await asyncio.wait_for(transport.wait_disconnected(), 20)
     assert received == [b"p" * size for size in range(1, 70)]

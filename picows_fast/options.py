@@ -223,7 +223,7 @@ class ConnectionOptions:
         True,
         _flag,
         "Whether an exception raised by a listener's method ends the connection with close code "
-        "1011. If not, it is logged and the connection goes on.",
+        "1011. If not, it is logged and the connection goes on, except after on_ws_connected.",
     )
     websocket_handshake_timeout: float | None = setting(
         5,

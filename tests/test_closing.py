@@ -500,6 +500,18 @@ async def test_disconnect_on_exception_off(link, name, caplog):
     assert [record.exc_info[1] for record in caplog.records] == [error]
 
 
+async def test_disconnect_on_exception_off_does_not_save_a_listener_that_failed_to_start(link):
+    listener = Failing("on_ws_connected", LookupError("no start"))
+    async with link(listener, disconnect_on_exception=False) as pair:
+        assert await pair.peer.read_close() == (WSCloseCode.INTERNAL_ERROR, "")
+        pair.peer.close()
+        await listener.closed()
+        assert pair.transport.disconnect_cause == WSDisconnectCause.CALLBACK_ERROR
+        if pair.transport.is_client_side:
+            with pytest.raises(LookupError):
+                await ended(pair.transport)
+
+
 @pytest.mark.parametrize("size", [100_000, 1], ids=["one read", "byte by byte"])
 async def test_disconnect_on_exception_off_goes_on_in_the_same_read(link, size):
     class Raising(Recorder):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import gc
+import os
+import threading
+import weakref
 
 import pytest
 
 import picows_fast
 from picows_fast import WSCloseCode, WSDisconnectCause, WSMsgType, WSState
 
+from .peers import connected
 from .support import Echo, Recorder, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -62,3 +68,334 @@ async def test_tls_echo(server_tls, client_tls, io_options):
         transport.send_close(1000)
         await asyncio.wait_for(transport.wait_disconnected(), 10)
     assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+
+
+# --- Sending
+
+PAYLOADS = [
+    ("", b""),
+    ("text", b"text"),
+    ("é€𝄞", "é€𝄞".encode()),
+    (b"", b""),
+    (b"bytes", b"bytes"),
+    (bytearray(b"bytearray"), b"bytearray"),
+    (memoryview(b"memoryview")[2:], b"moryview"),
+    (array.array("I", [1, 2, 3]), array.array("I", [1, 2, 3]).tobytes()),
+    (None, b""),
+]
+
+
+@pytest.mark.parametrize(("message", "payload"), PAYLOADS, ids=lambda value: repr(value)[:20])
+async def test_kinds_of_messages(side, message, payload):
+    async with connected(side) as pair:
+        pair.transport.send(WSMsgType.BINARY, message)
+        assert await pair.peer.read_frame() == (WSMsgType.BINARY, payload)
+        pair.transport.send_ping(message)
+        assert await pair.peer.read_frame() == (WSMsgType.PING, payload)
+        pair.transport.send_pong(message)
+        assert await pair.peer.read_frame() == (WSMsgType.PONG, payload)
+
+
+async def test_flags_on_the_wire(side):
+    """fin, rsv1, rsv2, rsv3 by position and by name, and each alone."""
+    async with connected(side) as pair:
+        for args, first in (
+            ((True, False, False, False), 0x82),
+            ((False, False, False, False), 0x02),
+            ((True, True, False, False), 0xC2),
+            ((True, False, True, False), 0xA2),
+            ((True, False, False, True), 0x92),
+        ):
+            names = ("fin", "rsv1", "rsv2", "rsv3")
+            pair.transport.send(WSMsgType.BINARY, b"x", *args)
+            pair.transport.send(WSMsgType.BINARY, b"x", **dict(zip(names, args, strict=True)))
+            buffer = bytearray(14) + b"x" * 3000
+            pair.transport.send_reuse_external_bytearray(WSMsgType.BINARY, buffer, 14, *args)
+            for _ in range(3):
+                assert (await pair.peer.readexactly(1))[0] == first
+                pair.peer.data[:0] = bytes([first])
+                await pair.peer.read_frame()
+
+
+async def test_fragments(link):
+    async with link() as pair:
+        for msg_type, text, fin in (
+            (WSMsgType.TEXT, "a", False),
+            (WSMsgType.CONTINUATION, "b", False),
+            (WSMsgType.PING, "p", True),
+            (WSMsgType.CONTINUATION, "c", True),
+        ):
+            pair.transport.send(msg_type, text, fin)
+            await pair.peer.send(msg_type, text, fin=fin)
+        got = [await pair.peer.read_frame() for _ in range(4)]
+        assert [payload for _, payload in got] == [b"a", b"b", b"p", b"c"]
+        assert [kind for kind, _ in got] == [1, 0, 9, 0]
+        await pair.listener.frame(2)
+        assert pair.listener.frames == [
+            (WSMsgType.TEXT, b"a", False),
+            (WSMsgType.CONTINUATION, b"b", False),
+            (WSMsgType.CONTINUATION, b"c", True),
+        ]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 1024, 1025, 16384, 16385, 70_000, 1_000_000])
+async def test_external_bytearray(link, size):
+    payload = os.urandom(size)
+    async with link() as pair:
+        for offset in (14, 15, 100):
+            buffer = bytearray(offset) + payload
+            pair.transport.send_reuse_external_bytearray(WSMsgType.BINARY, buffer, offset)
+            assert buffer[offset:] == payload
+            assert buffer[: offset - 14] == bytes(offset - 14)
+            buffer[:] = bytes(len(buffer))  # free for reuse
+            assert await pair.peer.read_frame() == (2, payload)
+
+
+async def test_the_message_is_free_for_reuse(link):
+    """Whatever does not go out at once is kept as a copy."""
+    size = 500_000
+    async with link(small_buffers=True) as pair:
+        buffer = bytearray(size)
+        for i in range(5):
+            buffer[:] = bytes([i]) * size
+            pair.transport.send(WSMsgType.BINARY, buffer)
+        buffer[:] = b"\xff" * size
+        for i in range(5):
+            assert await pair.peer.read_frame() == (2, bytes([i]) * size)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda t: t.send(WSMsgType.TEXT, 5), TypeError),
+        (lambda t: t.send(WSMsgType.TEXT, ["x"]), TypeError),
+        (lambda t: t.send("TEXT", "x"), TypeError),
+        (lambda t: t.send(WSMsgType.TEXT), TypeError),
+        (lambda t: t.send(3, "x"), ValueError),
+        (lambda t: t.send(11, "x"), ValueError),
+        (lambda t: t.send(16, "x"), ValueError),
+        (lambda t: t.send(-1, "x"), OverflowError),
+        (lambda t: t.send(WSMsgType.TEXT, "\ud800"), UnicodeEncodeError),
+        (lambda t: t.send(WSMsgType.TEXT, memoryview(b"abcd")[::2]), BufferError),
+        (lambda t: t.send(WSMsgType.PING, "x", False), ValueError),
+        (lambda t: t.send_ping(bytes(126)), ValueError),
+        (lambda t: t.send_pong("x" * 126), ValueError),
+        (lambda t: t.send_ping(5), TypeError),
+        (lambda t: t.send(WSMsgType.CLOSE, b"\x03"), ValueError),
+        (lambda t: t.send(WSMsgType.CLOSE, b"\x03\xee"), ValueError),
+        (lambda t: t.send_close(1005), ValueError),
+        (lambda t: t.send_close(1006), ValueError),
+        (lambda t: t.send_close(999), ValueError),
+        (lambda t: t.send_close(5000), ValueError),
+        (lambda t: t.send_close(-1), ValueError),
+        (lambda t: t.send_close(0, "reason"), ValueError),
+        (lambda t: t.send_close(1000, "x" * 124), ValueError),
+        (lambda t: t.send_close(1000, b"\xff"), ValueError),
+        (lambda t: t.send_close("1000"), TypeError),
+        (lambda t: t.send_close(1000, 5), TypeError),
+        (lambda t: t.send_reuse_external_bytearray(WSMsgType.TEXT, bytearray(20), 13), ValueError),
+        (lambda t: t.send_reuse_external_bytearray(WSMsgType.TEXT, bytearray(20), 21), ValueError),
+        (lambda t: t.send_reuse_external_bytearray(WSMsgType.TEXT, bytearray(20), -1), ValueError),
+        (lambda t: t.send_reuse_external_bytearray(WSMsgType.TEXT, bytes(20), 14), TypeError),
+        (lambda t: t.send_reuse_external_bytearray(WSMsgType.TEXT, None, 14), TypeError),
+        (lambda t: t.send_reuse_external_bytearray(3, bytearray(9999), 14), ValueError),
+        (lambda t: t.send_reuse_external_bytearray(WSMsgType.PING, bytearray(140), 14), ValueError),
+    ],
+)
+async def test_wrong_arguments_change_nothing(side, call, error):
+    async with connected(side) as pair:
+        with pytest.raises(error):
+            call(pair.transport)
+        assert pair.transport.state == WSState.OPEN
+        assert not pair.transport.is_close_frame_sent
+        pair.transport.send(WSMsgType.TEXT, "fine")
+        assert await pair.peer.read_frame() == (1, b"fine")
+
+
+@pytest.mark.parametrize(
+    ("args", "payload"),
+    [
+        ((), b""),
+        ((None,), b""),
+        ((WSCloseCode.NO_INFO,), b""),
+        ((0,), b""),
+        ((1000,), b"\x03\xe8"),
+        ((WSCloseCode.GOING_AWAY, "bye"), b"\x03\xe9bye"),
+        ((4999, b"bytes"), b"\x13\x87bytes"),
+        ((3000, "é" * 61), b"\x0b\xb8" + "é".encode() * 61),
+    ],
+)
+async def test_close_payloads(side, args, payload):
+    async with connected(side) as pair:
+        pair.transport.send_close(*args)
+        assert await pair.peer.read_frame() == (8, payload)
+
+
+# --- What can be called from where
+
+
+async def test_foreign_threads_are_refused(link):
+    calls = {
+        "send": lambda t: t.send(WSMsgType.TEXT, "x"),
+        "send_reuse_external_bytearray": lambda t: t.send_reuse_external_bytearray(
+            WSMsgType.TEXT, bytearray(20), 14
+        ),
+        "send_ping": lambda t: t.send_ping(),
+        "send_pong": lambda t: t.send_pong(),
+        "send_close": lambda t: t.send_close(),
+        "disconnect": lambda t: t.disconnect(),
+        "abort": lambda t: t.disconnect(False),
+        "notify_user_specific_pong_received": lambda t: t.notify_user_specific_pong_received(),
+        "pause_reading": lambda t: t.pause_reading(),
+        "resume_reading": lambda t: t.resume_reading(),
+        "cork": lambda t: t.cork(),
+        "uncork": lambda t: t.uncork(),
+        "measure_roundtrip_time": lambda t: asyncio.run(t.measure_roundtrip_time(1)),
+        "wait_disconnected": lambda t: asyncio.run(t.wait_disconnected()),
+    }
+    raised = {}
+
+    def call_all():
+        for name, call in calls.items():
+            try:
+                call(pair.transport)
+            except RuntimeError as error:
+                raised[name] = str(error)
+
+    async with link() as pair:
+        thread = threading.Thread(target=call_all)
+        thread.start()
+        while thread.is_alive():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert raised.keys() == calls.keys()
+        assert "call_soon_threadsafe" in raised["send"]
+        assert pair.transport.state == WSState.OPEN
+        assert pair.transport.write_backlog == 0
+        # What may be called: reading attributes.
+        pair.transport.send(WSMsgType.TEXT, "only this was sent")
+        assert await pair.peer.read_frame() == (1, b"only this was sent")
+
+
+async def test_sending_from_a_thread_by_the_loop(link):
+    async with link() as pair:
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(
+            loop.call_soon_threadsafe, pair.transport.send, WSMsgType.TEXT, "from a thread"
+        )
+        assert await pair.peer.read_frame() == (1, b"from a thread")
+
+
+# --- Listeners and transports as objects
+
+
+def test_transports_are_not_made_by_users():
+    with pytest.raises(TypeError, match="ws_connect"):
+        picows_fast.WSTransport()
+
+
+async def test_a_listener_that_overrides_nothing(link):
+    async with link(Bare()) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "nobody listens")
+        await pair.peer.send(WSMsgType.PING, "but this is answered")
+        assert await pair.peer.read_frame() == (10, b"but this is answered")
+        await pair.peer.send_close(1000)
+
+
+class Bare(picows_fast.WSListener):
+    """Keeps the transport for `connected`, and sees no frame."""
+
+    transport = None
+
+    def on_ws_connected(self, transport):
+        self.transport = transport
+
+
+async def test_methods_may_be_set_on_the_object(link):
+    """What is there when the connection is made is what is called."""
+    listener = Recorder()
+    seen = []
+    listener.on_ws_frame = lambda transport, frame: seen.append(frame.get_payload_as_bytes())
+    async with link(listener) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "x")
+        await pair.peer.send(WSMsgType.PING)
+        await pair.peer.read_frame()
+    assert seen == [b"x"]
+    assert listener.frames == []
+
+
+async def test_nothing_is_kept_alive(link):
+    """Listener and transport go when the connection is over and nobody holds them."""
+    listener = Recorder()
+    async with link(listener) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "x")
+        await listener.frame()
+        pair.peer.close()
+        await listener.closed()
+        await asyncio.sleep(0.01)
+        listener.transport = None
+        references = weakref.ref(listener), weakref.ref(pair.transport)
+    del listener, pair
+    for _ in range(20):  # a loop may hold the server's factory a few turns longer
+        gc.collect()
+        if not any(reference() for reference in references):
+            break
+        await asyncio.sleep(0.01)
+    assert [reference() for reference in references] == [None, None]
+
+
+async def test_weak_references_and_repr(side):
+    async with connected(side) as pair:
+        assert weakref.ref(pair.transport)() is pair.transport
+        assert weakref.ref(pair.listener)() is pair.listener
+        assert repr(pair.transport).startswith(f"<WSTransport {side} open at ")
+        pair.transport.send_close(1000, "x")
+        assert " closing at " in repr(pair.transport)
+        assert "WSCloseInfo(code=" in repr(pair.transport.close_handshake)
+
+
+async def test_attributes_are_read_only(side):
+    async with connected(side) as pair:
+        for name in (
+            "underlying_transport",
+            "request",
+            "response",
+            "subprotocol",
+            "close_handshake",
+            "disconnect_cause",
+            "disconnect_exception",
+            "is_client_side",
+            "is_secure",
+            "is_close_frame_sent",
+            "is_disconnected",
+            "state",
+            "listener",
+            "ssl_session",
+            "write_backlog",
+            "is_reading_paused",
+        ):
+            with pytest.raises(AttributeError):
+                setattr(pair.transport, name, getattr(pair.transport, name))
+
+
+async def test_frames_are_given_as_they_came(link):
+    """Attributes of the frames of one read: last_in_buffer, tail_size."""
+
+    class Noting(Recorder):
+        notes = ()
+
+        def on_ws_frame(self, transport, frame):
+            self.notes += ((frame.payload_size, frame.tail_size, frame.last_in_buffer),)
+            super().on_ws_frame(transport, frame)
+
+    async with link(Noting()) as pair:
+        header = 6 if pair.peer.is_client else 2
+        await pair.peer.send_bytes(
+            b"".join(pair.peer.frame(WSMsgType.BINARY, bytes(size)) for size in (3, 0, 5))
+            + pair.peer.frame(WSMsgType.BINARY, b"cut off")[:3]
+        )
+        await pair.listener.frame(2)
+        assert pair.listener.notes == (
+            (3, header + header + 5 + 3, 0),
+            (0, header + 5 + 3, 0),
+            (5, 3, 1),
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,11 @@ async def test_names(caplog: pytest.LogCaptureFixture) -> None:
 
 
 class Raises(WSListener):
+    transport: WSTransport
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.transport = transport
+
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         raise ZeroDivisionError
 
@@ -92,3 +99,100 @@ async def test_what_peers_do_wrong_is_no_error(caplog: pytest.LogCaptureFixture)
     assert violation.endswith("frame of a client is not masked (RFC 6455 5.1)")
     assert "refused: not a valid request" in refused
     assert logged(caplog, "server", logging.ERROR) == []
+
+
+@pytest.mark.parametrize("ending", ["CLOSE", "disconnect", "abort", "peer FIN", "peer RST"])
+async def test_a_normal_life_is_quiet(
+    link: Callable[..., Any], ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frames, pings, flow control and any end: nothing at INFO or above, from asyncio neither."""
+    caplog.set_level(logging.INFO)
+    async with link(Echo(), small_buffers=True, enable_auto_ping=True) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "hello")
+        await pair.peer.read_frame()
+        pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
+        await pair.peer.read_frame()
+        pair.transport.pause_reading()
+        pair.transport.resume_reading()
+        await pair.peer.send(WSMsgType.PING)
+        await pair.peer.read_frame()
+        if ending == "CLOSE":
+            pair.transport.send_close(1000)
+            await pair.peer.read_close()
+            await pair.peer.send_close(1000)
+        elif ending == "peer FIN":
+            pair.peer.fin()
+        elif ending == "peer RST":
+            pair.peer.reset()
+        else:
+            pair.transport.disconnect(graceful=ending == "disconnect")
+        pair.peer.close()
+        await pair.listener.closed()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "level", "text"),
+    [
+        ("protocol error", logging.INFO, "RFC 6455"),
+        ("ping timeout", logging.INFO, "pong"),
+        ("write backlog", logging.WARNING, "max_write_backlog"),
+    ],
+)
+async def test_levels(
+    link: Callable[..., Any],
+    trouble: str,
+    level: int,
+    text: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A peer's misbehaviour is no error of ours; what it costs us to keep it up is a warning."""
+    caplog.set_level(logging.INFO)
+    options: dict[str, Any] = {"close_timeout": 0.05}
+    if trouble == "ping timeout":
+        options.update(
+            enable_auto_ping=True, auto_ping_idle_timeout=0.01, auto_ping_reply_timeout=0.01
+        )
+    elif trouble == "write backlog":
+        options.update(max_write_backlog=100_000, small_buffers=True)
+    async with link(**options) as pair:
+        if trouble == "protocol error":
+            await pair.peer.send_bytes(b"\xff" * 20)
+        elif trouble == "write backlog":
+            pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
+        await pair.listener.closed()
+        (record,) = caplog.records
+        assert record.levelno == level
+        assert text in record.getMessage()
+        assert record.name == f"picows_fast.{'server' if pair.peer.is_client else 'client'}"
+
+
+class Collecting:
+    """Just enough of a logger."""
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name of logging's method
+        return level >= logging.DEBUG
+
+    def log(self, level: int, text: str, *args: Any, **more: Any) -> None:
+        self.entries.append(f"{level} {text % args}")
+
+    def debug(self, text: str, *args: Any, **more: Any) -> None:
+        self.log(logging.DEBUG, text, *args)
+
+    info = warning = error = exception = debug
+
+
+async def test_logger_like_object(
+    link: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = Collecting()
+    async with link(Raises(), logger_name=logger, disconnect_on_exception=False) as pair:
+        await pair.peer.send(WSMsgType.TEXT, "x")
+        await pair.peer.send(WSMsgType.PING)
+        await pair.peer.read_frame()
+    assert any("open" in entry for entry in logger.entries)
+    assert any("on_ws_frame raised" in entry for entry in logger.entries)
+    assert caplog.records == []

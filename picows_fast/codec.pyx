@@ -339,6 +339,7 @@ cdef object peer_error(int error):
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class FrameParser:
     """Turns received bytes, cut anywhere, into frames (RFC 6455 5, reading half). Does no I/O.
 

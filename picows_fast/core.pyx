@@ -12,7 +12,6 @@ import operator
 import weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -96,6 +95,9 @@ cdef dict _CAUSES = {
 
 cdef tuple _STATES = tuple(WSState)
 
+# Who shows it may make a WSTransport.
+cdef object _maker = object()
+
 
 # --- What users see of the closing handshake ---------------------------------------------------------
 
@@ -161,6 +163,8 @@ cdef class WSListener:
 
     cpdef send_user_specific_ping(self, WSTransport transport):
         """Auto-ping is due. Sends a PING frame; override it to send what the peer understands as one."""
+        if transport is None:
+            raise TypeError("transport must be a WSTransport, got None")
         transport.send_ping()
 
     cpdef is_user_specific_pong(self, WSFrame frame):
@@ -168,6 +172,8 @@ cdef class WSListener:
 
         A frame that is one does not reach on_ws_frame. By default: any PONG.
         """
+        if frame is None:
+            raise TypeError("frame must be a WSFrame, got None")
         return frame.msg_type == WSMsgType.PONG
 
     cpdef pause_writing(self):
@@ -221,6 +227,7 @@ cdef ListenerCall how_to_call(WSListener listener, str name, object base, size_t
 # --- Transport -------------------------------------------------------------------------------------
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class WSTransport(StreamHandler):
     """One WebSocket connection, as the application sees it.
 
@@ -239,8 +246,10 @@ cdef class WSTransport(StreamHandler):
       an :class:`asyncio.Transport`
     """
 
-    def __init__(self):
-        raise TypeError("WSTransport objects are made by ws_connect and ws_create_server")
+    # Not in __init__, which __new__() and copying do without: the methods take every field to be set.
+    def __cinit__(self, *arguments):
+        if len(arguments) != 1 or arguments[0] is not _maker:
+            raise TypeError("WSTransport objects are made by ws_connect and ws_create_server")
 
     @property
     def state(self):
@@ -323,16 +332,18 @@ cdef class WSTransport(StreamHandler):
         :param msg_offset: bytes; at least 14
         :raises ValueError: msg_offset is below 14 or behind the end, or as for :meth:`send`
         """
+        cdef Py_buffer view
         if buffer is None:
             raise TypeError("buffer must be a bytearray, got None")
-        cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer) - msg_offset
-        if msg_offset < MAX_HEADER_SIZE or size < 0:
-            raise ValueError(
-                f"msg_offset must be in {MAX_HEADER_SIZE}..{PyByteArray_GET_SIZE(buffer)}, got {msg_offset}"
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)     # it must not be resized meanwhile
+        try:
+            if not MAX_HEADER_SIZE <= msg_offset <= view.len:
+                raise ValueError(f"msg_offset must be in {MAX_HEADER_SIZE}..{view.len}, got {msg_offset}")
+            self.send_reuse_external_buffer(
+                msg_type, <char*> view.buf + msg_offset, view.len - msg_offset, fin, rsv1, rsv2, rsv3
             )
-        self.send_reuse_external_buffer(
-            msg_type, PyByteArray_AS_STRING(buffer) + msg_offset, size, fin, rsv1, rsv2, rsv3
-        )
+        finally:
+            PyBuffer_Release(&view)
 
     cdef int send_reuse_external_buffer(self, WSMsgType msg_type, char* buffer, Py_ssize_t size, bint fin=True,
                                         bint rsv1=False, bint rsv2=False, bint rsv3=False) except -1:
@@ -1106,13 +1117,13 @@ cdef class WSTransport(StreamHandler):
             self.disconnected_future.set_result(None)
 
 
-def new_transport(loop, ByteStream stream, options, handshake, listener_factory, logger,
+def new_transport(loop, ByteStream stream not None, options, handshake, listener_factory, logger,
                   bint is_client_side, bint is_secure, server=None):
     """Return the transport of a connected stream, whose bytes are an opening handshake.
 
     Internal: for ``client`` and ``server``, which go on with ``_connect()`` and ``_serve()``.
     """
-    cdef WSTransport transport = WSTransport.__new__(WSTransport)
+    cdef WSTransport transport = WSTransport.__new__(WSTransport, _maker)
     transport.thread_id = PyThread_get_thread_ident()
     transport.loop = loop
     transport.logger = logger

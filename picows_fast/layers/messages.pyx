@@ -59,6 +59,7 @@ cdef int check_limits(Py_ssize_t max_message_size, Py_ssize_t max_fragments) exc
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class MessageAssembler:
     """Joins the frames of one connection into messages (RFC 6455 5.4). Does no I/O.
 

@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import Callable
 
-from typing_extensions import disjoint_base
+from typing_extensions import Self, disjoint_base
 
 from .stream import ByteStream
 
@@ -11,9 +11,9 @@ class ForeignStream(ByteStream):
     def protocol(self) -> asyncio.BufferedProtocol: ...
     @property
     def transport(self) -> asyncio.Transport | None: ...
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loop: asyncio.AbstractEventLoop,
         on_connected: Callable[[], object] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def attach(self, transport: asyncio.Transport) -> None: ...

@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-# cython: boundscheck=False, wraparound=False, initializedcheck=False
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """A ByteStream over an asyncio transport that somebody else made: Windows' proactor, custom loops, proxies.
 
 Owns the receive buffer that the transport reads into; the descriptor and the queue of what could not be sent
@@ -69,11 +69,12 @@ cdef class ForeignStream(ByteStream):
         readonly object protocol
         readonly object transport
         object on_connected
+        Py_ssize_t offered      # size of what get_buffer() gave, until buffer_updated() says how much of it was filled
         _Nobody early           # what came before start()
         bint lost               # connection_lost() has come
         bint transport_paused   # pause_writing() has come
 
-    def __init__(self, loop, on_connected=None):
+    def __cinit__(self, loop, on_connected=None):
         self.loop = loop
         self.on_connected = on_connected
         # A transport may fill the buffer in another turn than it asked for it, so it cannot be a shared one.
@@ -109,12 +110,15 @@ cdef class ForeignStream(ByteStream):
         cdef Py_ssize_t room
         if self.lost:
             return bytearray(1)     # a transport that asks after connection_lost()
-        room = self.reserve(&where)
+        self.offered = room = self.reserve(&where)
         return PyMemoryView_FromMemory(<char*> where, room, PyBUF_WRITE)
 
     def _buffer_updated(self, Py_ssize_t size):
         if self.closing or self.lost:
             return
+        if not 0 <= size <= self.offered:
+            raise ValueError(f"buffer_updated() must be given 0..{self.offered}, got {size}")
+        self.offered = 0
         try:
             self.received(size)
         except (KeyboardInterrupt, SystemExit) as error:

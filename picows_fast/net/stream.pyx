@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-# cython: boundscheck=False, wraparound=False, initializedcheck=False
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """What every ByteStream has in common: receive buffers, the backlog, watermarks, the one end.
 
 The implementations (``tcp``, ``tls``, ``foreign``) say how bytes are got and given.
@@ -104,6 +104,10 @@ cdef class StreamHandler:
         return 0
 
 
+# The handler of a stream that has none (yet, or any more), so that C calls never meet None.
+cdef StreamHandler _nobody = StreamHandler.__new__(StreamHandler)
+
+
 cdef class ByteStream(StreamHandler):
     """Bytes in order, both ways. Has the read-only surface of :class:`asyncio.Transport`.
 
@@ -112,6 +116,10 @@ cdef class ByteStream(StreamHandler):
     Read-only attributes: ``loop``; ``reading_paused``, ``writing_paused``, as bool; ``closing``, whether close() or
     abort() was called; ``closed``, whether everything is released.
     """
+
+    # This one and those of the implementations leave nothing to an __init__, which Python code can skip or call twice.
+    def __cinit__(self, *args, **kwargs):
+        self.handler = _nobody
 
     def __dealloc__(self):
         PyMem_Free(self.backlog)
@@ -325,9 +333,8 @@ cdef class ByteStream(StreamHandler):
 
     def _tell_closed(self):
         cdef StreamHandler handler = self.handler
-        self.handler = None
-        if handler is not None:
-            handler.stream_closed()
+        self.handler = _nobody
+        handler.stream_closed()
 
     # --- the surface of asyncio.Transport
 

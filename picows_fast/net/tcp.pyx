@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-# cython: boundscheck=False, wraparound=False, initializedcheck=False
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """A ByteStream that owns a connected stream socket (TCP or Unix): ``add_reader`` and system calls in C.
 
 One readiness event is one ``recv`` into the shared buffer; one write is one ``send``. POSIX only.
@@ -72,8 +72,6 @@ cdef class TcpStream(ByteStream):
 
     def __cinit__(self, loop, sock):
         self.fd = -1
-
-    def __init__(self, loop, sock):
         self.loop = loop
         self.sock = sock
         self.fd = sock.fileno()

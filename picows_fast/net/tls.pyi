@@ -1,13 +1,13 @@
 import ssl
 
-from typing_extensions import disjoint_base
+from typing_extensions import Self, disjoint_base
 
 from .stream import ByteStream
 
 @disjoint_base
 class TlsStream(ByteStream):
-    def __init__(
-        self,
+    def __new__(
+        cls,
         lower: ByteStream,
         context: ssl.SSLContext,
         *,
@@ -15,4 +15,4 @@ class TlsStream(ByteStream):
         server_hostname: str | None = None,
         session: ssl.SSLSession | None = None,
         handshake_timeout: float | None = None,
-    ) -> None: ...
+    ) -> Self: ...

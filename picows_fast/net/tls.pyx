@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-# cython: boundscheck=False, wraparound=False, initializedcheck=False
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """A ByteStream that speaks TLS over another ByteStream.
 
 Everything about TLS is decided by the caller's :class:`ssl.SSLContext`: verification, ALPN, SNI, client
@@ -45,8 +45,8 @@ cdef class TlsStream(ByteStream):
     :param handshake_timeout: seconds, or None
     """
 
-    def __init__(self, ByteStream lower, context, *, bint server_side=False, server_hostname=None,
-                 session=None, handshake_timeout=None):
+    def __cinit__(self, ByteStream lower not None, context, *, bint server_side=False, server_hostname=None,
+                  session=None, handshake_timeout=None):
         self.loop = lower.loop
         self.lower = lower
         self.depth = lower.depth + 1

@@ -1,1 +1,3 @@
-"""What peers, networks and callers can do to a connection: cuts, delays, hostile peers, cancellation."""
+"""What peers, networks and callers can do to a connection: cuts, delays, hostile peers,
+cancellation.
+"""

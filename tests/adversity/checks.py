@@ -1,4 +1,6 @@
-"""What is checked after every adversity: nothing stays behind, memory kept in its bound, a quiet log."""
+"""What is checked after every adversity: nothing stays behind, memory kept in its bound, a quiet
+log.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ needs_descriptor_list = pytest.mark.skipif(
 
 
 class Leftovers:
-    """Tasks, timers and descriptors that were not there when this was made: cheap enough for every cut."""
+    """Tasks, timers and descriptors that were not there when this was made: cheap enough for every
+    cut.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

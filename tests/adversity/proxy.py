@@ -1,7 +1,8 @@
-"""A TCP proxy that does to a connection what networks and dying machines do, at the byte the test names.
+"""A TCP proxy that does to a connection what networks and dying machines do, at the byte the test
+names.
 
-It knows nothing of TLS or WebSocket, so that whatever is cut, is cut below them. It runs in the loop of
-the test, between two real endpoints.
+It knows nothing of TLS or WebSocket, so that whatever is cut, is cut below them. It runs in the
+loop of the test, between two real endpoints.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ CUTS = ("fin", "reset", "half")
 class Flow:
     """What happens to one direction, and what has happened.
 
-    `cut_at`: after this many bytes the connection is cut. `cut`: "fin" ends both endpoints' streams in
-    order, "reset" resets both, "half" ends this direction only. `piece`: bytes of one write at most;
-    a turn of the loop, or `pause` seconds, lies between two. `hold_at`: bytes from there on wait
-    for `hold`, the end for `hold_end`. `join_at`: bytes from there on are kept until the sender ends
-    its stream, and leave in one piece with the end. `stall_at`: after this many bytes nothing is read
-    any more.
+    `cut_at`: after this many bytes the connection is cut. `cut`: "fin" ends both endpoints' streams
+    in order, "reset" resets both, "half" ends this direction only. `piece`: bytes of one write at
+    most; a turn of the loop, or `pause` seconds, lies between two. `hold_at`: bytes from there on
+    wait for `hold`, the end for `hold_end`. `join_at`: bytes from there on are kept until the
+    sender ends its stream, and leave in one piece with the end. `stall_at`: after this many bytes
+    nothing is read any more.
     """
 
     cut_at: int | None = None

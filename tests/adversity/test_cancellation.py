@@ -1,4 +1,6 @@
-"""Callers that change their mind: cancelled at every turn of the loop, loops closed in the midst of everything."""
+"""Callers that change their mind: cancelled at every turn of the loop, loops closed in the midst of
+everything.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import functools
 import gc
 import logging
 import socket
-import ssl
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -94,11 +95,13 @@ async def stopped(server: Any) -> None:
 
 @needs_descriptor_list
 @pytest.mark.parametrize(
-    "kind", ["direct", "name", "tls", "redirect", "unix", "proxy http", "proxy socks5", "proxy http tls"]
+    "kind",
+    ["direct", "name", "tls", "redirect", "unix", "proxy http", "proxy socks5", "proxy http tls"],
 )
 async def test_ws_connect_cancelled_at_every_turn(kind, io_options, server_tls, client_tls, caplog):
-    """Cancelled after 0, 1, 2 ... turns of the loop, it leaves no task, timer or descriptor, and the listener is told
-    of the end if it was told of the beginning."""
+    """Cancelled after 0, 1, 2 ... turns of the loop, it leaves no task, timer or descriptor, and
+    the listener is told of the end if it was told of the beginning.
+    """
     with log_below(caplog, logging.WARNING):
         async with destination(kind, Contexts(server_tls, client_tls), **io_options) as connect:
             leftovers = Leftovers()
@@ -240,7 +243,9 @@ async def test_wait_closed_cancelled(io_options):
 @pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("again", [False, True], ids=["once", "while closing"])
 async def test_serve_forever_cancelled(io_options, again, caplog):
-    """It tells the clients CLOSE 1001 and waits for them; cancelled again it stops waiting, not closing."""
+    """It tells the clients CLOSE 1001 and waits for them; cancelled again it stops waiting, not
+    closing.
+    """
     with log_below(caplog, logging.WARNING):
         server = await picows_fast.ws_create_server(
             lambda request: Recorder(), "127.0.0.1", 0, close_timeout=0.1, **io_options
@@ -375,8 +380,10 @@ def loop_factories() -> Iterator[Any]:
 def test_loop_closed_with_connections_open(
     new_loop, is_tls, state_name, afterwards, io_options, server_tls, client_tls, caplog
 ):
-    """Nothing crashes, neither then nor when the objects are used or dropped afterwards, and the descriptors are closed
-    once the objects are gone. A warning of an unclosed socket or transport is what asyncio gives, too."""
+    """Nothing crashes, neither then nor when the objects are used or dropped afterwards, and the
+    descriptors are closed once the objects are gone. A warning of an unclosed socket or transport
+    is what asyncio gives, too.
+    """
     contexts = Contexts(server_tls, client_tls) if is_tls else None
     gc.collect()
     before = Leftovers._open_descriptors()
@@ -408,7 +415,9 @@ def test_loop_closed_with_connections_open(
 
 
 def use(held: Any) -> None:
-    """Everything that a program may still call when its loop is gone; RuntimeError is the loop's own answer."""
+    """Everything that a program may still call when its loop is gone; RuntimeError is the loop's
+    own answer.
+    """
     if isinstance(held, picows_fast.WSTransport):
         calls: list[Callable[[], Any]] = [
             functools.partial(held.send, WSMsgType.TEXT, "late"),

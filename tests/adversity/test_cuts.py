@@ -1,7 +1,8 @@
-"""A conversation between a client and a server of ours, cut at every byte, in every direction and way.
+"""A conversation between a client and a server of ours, cut at every byte, in every direction and
+way.
 
-The proxy remembers what it passed on, so the test knows which frames arrived whole and in which phase each
-endpoint was.
+The proxy remembers what it passed on, so the test knows which frames arrived whole and in which
+phase each endpoint was.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class Server(Recorder):
 
 
 class Scene:
-    """A server of ours, a proxy in front of it, and conversations through it, one after the other."""
+    """A server of ours, a proxy in front of it, and conversations through it, one after the
+    other.
+    """
 
     def __init__(self, contexts: Contexts | None = None, **options: Any) -> None:
         self.contexts = contexts
@@ -121,7 +124,9 @@ class Scene:
         self._server.abort_clients()
         await asyncio.wait_for(self._server.wait_closed(), 20)
 
-    async def converse(self, up: Flow, down: Flow) -> tuple[Client, Server | None, Exception | None]:
+    async def converse(
+        self, up: Flow, down: Flow
+    ) -> tuple[Client, Server | None, Exception | None]:
         """One conversation: the listeners, and what ws_connect raised."""
         self.up, self.down = up, down
         self.servers.clear()
@@ -147,7 +152,9 @@ class Scene:
 
 
 def delivered(stream: bytes, *, to_client: bool) -> list[Any] | None:
-    """The frames that a listener is given of these bytes; None if the opening handshake is not whole."""
+    """The frames that a listener is given of these bytes; None if the opening handshake is not
+    whole.
+    """
     _, end, frames = stream.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -324,12 +331,16 @@ async def test_cut_over_a_transport_of_the_loop(direction, cut, caplog):
     """The same over asyncio's and uvloop's own transports, at every fifth byte."""
     scene = Scene(use_loop_transport=True)
     with log_below(caplog, logging.WARNING):
-        assert await cut_everywhere(scene, direction, cut, lambda stream: every_byte(stream)[::5]) > 30
+        assert (
+            await cut_everywhere(scene, direction, cut, lambda stream: every_byte(stream)[::5]) > 30
+        )
 
 
 @pytest.fixture(scope="module", params=["TLSv1_2", "TLSv1_3"])
 def tls(request, server_tls, authority):
-    """Contexts for one version of TLS: they differ in what a record shows to those who cannot read it."""
+    """Contexts for one version of TLS: they differ in what a record shows to those who cannot read
+    it.
+    """
     version = getattr(ssl.TLSVersion, request.param)
     client = ssl.create_default_context()
     authority.configure_trust(client)
@@ -350,18 +361,25 @@ async def test_cut_below_tls(direction, cut, tls, caplog):
 async def test_cut_below_tls_over_a_transport_of_the_loop(direction, cut, tls, caplog):
     scene = Scene(tls, use_loop_transport=True)
     with log_below(caplog, logging.WARNING):
-        assert await cut_everywhere(scene, direction, cut, lambda stream: around_records(stream)[::7]) > 10
+        assert (
+            await cut_everywhere(scene, direction, cut, lambda stream: around_records(stream)[::7])
+            > 10
+        )
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
 async def test_memory_of_cut_conversations(is_tls, io_options, server_tls, client_tls):
-    """At its highest a conversation takes less than 300 KiB, over the loop's transports, which have a buffer
-    each, 700 KiB; of forty cut ones less than 64 KiB stays."""
+    """At its highest a conversation takes less than 300 KiB, over the loop's transports, which have
+    a buffer each, 700 KiB; of forty cut ones less than 64 KiB stays.
+    """
     contexts = Contexts(server_tls, client_tls) if is_tls else None
     peak = 700 * KIB if io_options["use_loop_transport"] else 300 * KIB
-    async with Scene(contexts, **io_options) as scene, Reference(scene) as reference:
-        async with memory_below(peak=peak, held=64 * KIB):
-            for number in range(40):
-                direction, cut = DIRECTIONS[number % 2], CUTS[number // 2 % 3]
-                place = len(reference.sent[direction]) * number // 40
-                await check_cut(reference, direction, cut, place)
+    async with (
+        Scene(contexts, **io_options) as scene,
+        Reference(scene) as reference,
+        memory_below(peak=peak, held=64 * KIB),
+    ):
+        for number in range(40):
+            direction, cut = DIRECTIONS[number % 2], CUTS[number // 2 % 3]
+            place = len(reference.sent[direction]) * number // 40
+            await check_cut(reference, direction, cut, place)

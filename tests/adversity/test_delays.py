@@ -1,4 +1,6 @@
-"""A slow and jumbled network: what was sent arrives whole and in order, or the connection ends in time."""
+"""A slow and jumbled network: what was sent arrives whole and in order, or the connection ends in
+time.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ async def test_latency(contexts, io_options, caplog):
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 async def test_end_overtakes_data_of_the_other_direction(direction, io_options, caplog):
-    """One direction is held back at some byte until the other has ended: its receiver sees FIN first.
+    """One direction is held back at some byte until the other has ended: its receiver sees FIN
+    first.
 
     Whoever ended its stream still gets everything that was sent before it was known.
     """
@@ -83,8 +86,12 @@ async def test_end_overtakes_data_of_the_other_direction(direction, io_options, 
                 client, server, error = await scene.converse(flows["up"], flows["down"])
                 ending.cancel()
                 assert error is None
-                assert without_pongs(client) == delivered(bytes(flows["down"].forwarded), to_client=True)
-                assert without_pongs(server) == delivered(bytes(flows["up"].forwarded), to_client=False)
+                assert without_pongs(client) == delivered(
+                    bytes(flows["down"].forwarded), to_client=True
+                )
+                assert without_pongs(server) == delivered(
+                    bytes(flows["up"].forwarded), to_client=False
+                )
                 for listener in (client, server):
                     assert listener.events.count("disconnected") == 1
                     assert listener.transport.disconnect_cause == Cause.CLOSE_FRAME
@@ -160,8 +167,10 @@ async def test_a_link_that_stalls(contexts, io_options, stalled, caplog):
 
 @pytest.mark.parametrize("way", ["none", "drip"])
 async def test_backlog_for_a_stalled_link(contexts, io_options, way, caplog):
-    """What is sent into a link that takes nothing, or a byte at a time, is kept up to `max_write_backlog`, and no
-    longer than the connection: less than 4 MiB at once, the proxy's and the server's share included."""
+    """What is sent into a link that takes nothing, or a byte at a time, is kept up to
+    `max_write_backlog`, and no longer than the connection: less than 4 MiB at once, the proxy's and
+    the server's share included.
+    """
     client = Recorder()
     up = Flow()
     async with (

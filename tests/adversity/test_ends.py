@@ -1,4 +1,6 @@
-"""Ends that cross, overtake each other or get lost on the way, between a client and a server of ours."""
+"""Ends that cross, overtake each other or get lost on the way, between a client and a server of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +63,7 @@ class Pair:
 async def paired(contexts: Contexts | None, **options: Any) -> AsyncIterator[Pair]:
     pair = Pair()
     async with (
-        serving(
-            lambda request: pair.server, tls=contexts and contexts.server, **options
-        ) as url,
+        serving(lambda request: pair.server, tls=contexts and contexts.server, **options) as url,
         FaultyProxy(
             address(url), lambda number: (pair.up, pair.down), scheme=url.split(":")[0]
         ) as pair.proxy,
@@ -83,12 +83,14 @@ def quiet(caplog):
         yield
 
 
-@pytest.mark.parametrize("automatic", [False, True], ids=["answered by nobody", "enable_auto_close"])
+@pytest.mark.parametrize(
+    "automatic", [False, True], ids=["answered by nobody", "enable_auto_close"]
+)
 async def test_closes_that_cross(contexts, io_options, automatic):
-    """Both say CLOSE before they hear the other's: each has begun, none answers, and the server ends the stream."""
-    async with paired(
-        contexts, close_timeout=5, enable_auto_close=automatic, **io_options
-    ) as pair:
+    """Both say CLOSE before they hear the other's: each has begun, none answers, and the server
+    ends the stream.
+    """
+    async with paired(contexts, close_timeout=5, enable_auto_close=automatic, **io_options) as pair:
         client, server = pair.transports
         client.send_close(1000, "bye")
         server.send_close(1001, "going")
@@ -112,7 +114,9 @@ async def test_disconnects_that_cross(contexts, io_options):
 
 @pytest.mark.parametrize("ends", ["client", "server"])
 async def test_disconnect_while_the_other_sends(contexts, io_options, ends):
-    """What was sent before the end arrives, although the other side was sending and its data was dropped unread."""
+    """What was sent before the end arrives, although the other side was sending and its data was
+    dropped unread.
+    """
     async with paired(contexts, close_timeout=5, **io_options) as pair:
         ending, sending = pair.transports if ends == "client" else pair.transports[::-1]
         receiver = pair.server if ends == "client" else pair.client
@@ -129,9 +133,7 @@ async def test_disconnect_while_the_other_sends(contexts, io_options, ends):
 
 async def test_close_behind_a_backlog(contexts, io_options):
     """CLOSE and the end keep their place behind data that a slow link takes its time for."""
-    async with paired(
-        contexts, close_timeout=10, enable_auto_close=True, **io_options
-    ) as pair:
+    async with paired(contexts, close_timeout=10, enable_auto_close=True, **io_options) as pair:
         client, _ = pair.transports
         pair.up.piece = 16 * KIB
         for number in range(10):
@@ -145,7 +147,9 @@ async def test_close_behind_a_backlog(contexts, io_options):
 
 @pytest.mark.parametrize("ends", ["client", "server"])
 async def test_an_end_that_gets_lost(contexts, io_options, ends):
-    """FIN never gets through: who sent it gives up after close_timeout, and its reset gets through."""
+    """FIN never gets through: who sent it gives up after close_timeout, and its reset gets
+    through.
+    """
     async with paired(contexts, close_timeout=0.1, **io_options) as pair:
         lost = pair.up if ends == "client" else pair.down
         lost.hold_end = asyncio.Event()
@@ -206,7 +210,10 @@ async def test_many_connections_cut_at_once(contexts, io_options, cut):
     async with serving(factory, tls=contexts and contexts.server, **io_options) as url:
         async with FaultyProxy(address(url), script, scheme=url.split(":")[0]) as proxy:
             clients = await asyncio.gather(
-                *(picows_fast.ws_connect(Recorder, proxy.url, **tls, **io_options) for _ in range(50))
+                *(
+                    picows_fast.ws_connect(Recorder, proxy.url, **tls, **io_options)
+                    for _ in range(50)
+                )
             )
             for flow, (transport, _) in zip(flows, clients, strict=True):
                 flow.cut_at = len(flow.forwarded) + 3

@@ -1,7 +1,7 @@
 """What the opening handshake costs against strangers: memory, time, and what they are told.
 
-A server is dripped on, flooded and lied to by clients, a client by servers. Bounds are stated in bytes; time is
-counted in calls, not in seconds.
+A server is dripped on, flooded and lied to by clients, a client by servers. Bounds are stated in
+bytes; time is counted in calls, not in seconds.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -42,8 +41,8 @@ REQUEST = REQUEST_LINE + HEADERS + b"\r\n"
 
 OPTIONS = {"websocket_handshake_timeout": 0.2, "close_timeout": 0.1}
 
-# What the buffers that a loop's connections share take, which the first connection makes, and the chunk of the
-# test's own that is under way. The rest is the connection's.
+# What the buffers that a loop's connections share take, which the first connection makes, and the
+# chunk of the test's own that is under way. The rest is the connection's.
 SHARED = 512 * KIB + 160 * KIB
 ONE_HANDSHAKE = 384 * KIB
 
@@ -166,7 +165,9 @@ async def test_requests_that_are_refused(io_options, piece, caplog):
 
 @pytest.mark.parametrize("dripped", [REQUEST_LINE + b"X: " + b"y" * 4000, b"", b"GET"])
 async def test_dripped_requests_get_408(contexts, io_options, dripped, caplog):
-    """A request that comes a byte at a time, or not at all, is ended at the deadline for the whole of it."""
+    """A request that comes a byte at a time, or not at all, is ended at the deadline for the whole
+    of it.
+    """
     listener = Recorder()
     with log_below(caplog, logging.WARNING):
         async with serving(
@@ -198,7 +199,9 @@ async def test_dripped_requests_get_408(contexts, io_options, dripped, caplog):
     ids=["headers", "one line"],
 )
 async def test_20_megabytes_of_headers(io_options, unit, caplog):
-    """They get 431 after the first 16 KiB, and the rest goes nowhere: less than 384 KiB for the connection."""
+    """They get 431 after the first 16 KiB, and the rest goes nowhere: less than 384 KiB for the
+    connection.
+    """
     chunk = memoryview(unit * KIB)
     loop = asyncio.get_running_loop()
     options = OPTIONS | {"close_timeout": 5} | io_options
@@ -237,32 +240,36 @@ async def test_a_peer_that_is_refused_and_sends_on_is_cut_off(io_options):
 
 
 async def test_many_half_open_handshakes(io_options):
-    """200 clients that begin a request and stop cost less than 16 KiB each, over the loop's transports 96 KiB."""
+    """200 clients that begin a request and stop cost less than 16 KiB each, over the loop's
+    transports 96 KiB.
+    """
     count = 200
     each = 96 * KIB if io_options["use_loop_transport"] else 16 * KIB
-    async with serving(
-        lambda request: Recorder(), **OPTIONS | {"websocket_handshake_timeout": 1}, **io_options
-    ) as url:
-        async with memory_below(peak=SHARED + count * each, held=SHARED):
-            leftovers = Leftovers()
-            with contextlib.ExitStack() as stack:
-                socks = [
-                    stack.enter_context(await connect_socket(address(url))) for _ in range(count)
-                ]
-                for sock in socks:
-                    sock.send(REQUEST_LINE + b"X: " + b"y" * 1000)
-                for sock in socks:
-                    received = await asyncio.wait_for(
-                        asyncio.get_running_loop().sock_recv(sock, 1000), TIMEOUT
-                    )
-                    check_refusal(received, 408)
-            await leftovers.none()
+    async with (
+        serving(
+            lambda request: Recorder(), **OPTIONS | {"websocket_handshake_timeout": 1}, **io_options
+        ) as url,
+        memory_below(peak=SHARED + count * each, held=SHARED),
+    ):
+        leftovers = Leftovers()
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(await connect_socket(address(url))) for _ in range(count)]
+            for sock in socks:
+                sock.send(REQUEST_LINE + b"X: " + b"y" * 1000)
+            for sock in socks:
+                received = await asyncio.wait_for(
+                    asyncio.get_running_loop().sock_recv(sock, 1000), TIMEOUT
+                )
+                check_refusal(received, 408)
+        await leftovers.none()
 
 
 SECRET = "the password is 1234"
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, WSHandshakeError, TimeoutError, OSError])
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, ValueError, TypeError, WSHandshakeError, TimeoutError, OSError]
+)
 async def test_text_of_a_factorys_exception_is_logged_and_never_sent(io_options, kind, caplog):
     """The client gets 500 without a word of it, the log all of it."""
 
@@ -274,7 +281,11 @@ async def test_text_of_a_factorys_exception_is_logged_and_never_sent(io_options,
     check_refusal(answer, 500)
     assert SECRET.encode() not in answer
     assert kind.__name__.encode() not in answer
-    assert any(SECRET in str(record.exc_info) for record in caplog.records if record.levelno == logging.ERROR)
+    assert any(
+        SECRET in str(record.exc_info)
+        for record in caplog.records
+        if record.levelno == logging.ERROR
+    )
 
 
 # --- Linear time: the same number of calls for each byte, however many came before
@@ -425,7 +436,9 @@ SERVERS: dict[str, tuple[bytes, bytes, float | None, type[BaseException]]] = {
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_hostile_servers(io_options, name, caplog):
-    """ws_connect raises by its deadline, leaves nothing, and took less than 640 KiB beside the shared buffers."""
+    """ws_connect raises by its deadline, leaves nothing, and took less than 640 KiB beside the
+    shared buffers.
+    """
     head, unit, pause, expected = SERVERS[name]
     error: Any = None
     with log_below(caplog, logging.WARNING):

@@ -1,7 +1,8 @@
-"""Peers that mean harm, opposite a client and a server of ours, over TCP and TLS, however bytes move.
+"""Peers that mean harm, opposite a client and a server of ours, over TCP and TLS, however bytes
+move.
 
-Whatever they do, the connection ends by its deadline for the right reason or goes on working, and the memory it takes
-is bounded by the figures given here, whatever the peer sends or leaves unread.
+Whatever they do, the connection ends by its deadline for the right reason or goes on working, and
+the memory it takes is bounded by the figures given here, whatever the peer sends or leaves unread.
 """
 
 from __future__ import annotations
@@ -61,20 +62,27 @@ CLOSE_TIMEOUT = 0.05  # seconds
 
 
 def openssl_calls() -> Any:
-    """The OpenSSL that the ssl module uses, for what the module has no method for; None if out of reach."""
+    """The OpenSSL that the ssl module uses, for what the module has no method for; None if out of
+    reach.
+    """
     try:
         library = ctypes.CDLL(_ssl.__file__)
         library.SSL_key_update.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        library.SSL_renegotiate.argtypes = (ctypes.c_void_p,)
     except (AttributeError, OSError):
         return None
     return library
 
 
+def openssl_pointer(tls: ssl.SSLObject) -> ctypes.c_void_p:
+    # struct PySSLSocket: object header, a reference, the SSL.
+    return ctypes.c_void_p.from_address(id(tls._sslobj) + object.__basicsize__ + 8)
+
+
 def ask_for_key_update(tls: ssl.SSLObject) -> None:
     """Let the next record be a KeyUpdate that asks for one in return."""
-    # struct PySSLSocket: object header, a reference, the SSL.
-    ssl_pointer = ctypes.c_void_p.from_address(id(tls._sslobj) + object.__basicsize__ + 8)
-    assert openssl_calls().SSL_key_update(ssl_pointer, 1) == 1
+    assert openssl_calls().SSL_key_update(openssl_pointer(tls), 1) == 1
+
 
 PINGING = {
     "enable_auto_ping": True,
@@ -84,7 +92,9 @@ PINGING = {
 
 
 class Counter(Recorder):
-    """Counts frames by type, and keeps only the last: floods are not to be mistaken for our memory."""
+    """Counts frames by type, and keeps only the last: floods are not to be mistaken for our
+    memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +106,7 @@ class Counter(Recorder):
         self.last = (frame.msg_type, frame.payload_size, bool(frame.fin))
         if frame.payload_size == len(MARK) and frame.get_payload_as_bytes() == MARK:
             self._note("mark")
+        self._changed.set()
 
     async def mark(self) -> None:
         await self.until(lambda: "mark" in self.events)
@@ -105,7 +116,9 @@ MARK = b"this is where the flood ends"
 
 
 async def flood(peer: Peer, unit: bytes, total: int) -> int:
-    """Send `total` bytes of the same over and over, until the end or an error; how many units were sent."""
+    """Send `total` bytes of the same over and over, until the end or an error; how many units were
+    sent.
+    """
     per_chunk = max(64 * KIB // len(unit), 1)
     chunk = unit * per_chunk
     sent = 0
@@ -330,7 +343,9 @@ async def resets_in_the_closing_handshake(pair: Link) -> None:
 
 async def floods_a_paused_reader(pair: Link) -> None:
     pair.transport.pause_reading()
-    flooding = asyncio.ensure_future(flood_for_ever(pair.peer, pair.peer.frame(BINARY, bytes(1000))))
+    flooding = asyncio.ensure_future(
+        flood_for_ever(pair.peer, pair.peer.frame(BINARY, bytes(1000)))
+    )
     await asyncio.sleep(0.05)
     assert pair.listener.counts == {}
     pair.transport.disconnect()
@@ -437,9 +452,12 @@ TLS_HANDSHAKES = {
 
 
 @pytest.mark.parametrize("name", TLS_HANDSHAKES)
-async def test_tls_handshakes_that_lead_nowhere(side, io_options, name, server_tls, client_tls, caplog):
-    """Less than 1 MiB, most of it the buffers that all connections of a loop share, and no more than
-    `websocket_handshake_timeout` seconds."""
+async def test_tls_handshakes_that_lead_nowhere(
+    side, io_options, name, server_tls, client_tls, caplog
+):
+    """Less than 1 MiB, most of it the buffers that all connections of a loop share, and no more
+    than `websocket_handshake_timeout` seconds.
+    """
     first, then = TLS_HANDSHAKES[name]
     options = {"websocket_handshake_timeout": 0.1, "close_timeout": 0.05, **io_options}
 
@@ -479,7 +497,9 @@ async def test_tls_handshakes_that_lead_nowhere(side, io_options, name, server_t
             with sock:
                 sock.setblocking(False)
                 await asyncio.wait_for(behave(sock), TIMEOUT)
-            with pytest.raises((ssl.SSLError, TimeoutError, asyncio.TimeoutError, WSHandshakeError)):
+            with pytest.raises(
+                (ssl.SSLError, TimeoutError, asyncio.TimeoutError, WSHandshakeError)
+            ):
                 await asyncio.wait_for(connecting, TIMEOUT)
 
 
@@ -517,8 +537,9 @@ async def test_records_that_do_not_belong(side, io_options, name, server_tls, cl
 
 @pytest.mark.parametrize("unread", [False, True], ids=["open", "closing"])
 async def test_flood_over_tls_is_bounded_in_openssl_too(side, unread, server_tls, client_tls):
-    """tracemalloc does not see what OpenSSL holds: the process grows by less than 16 MiB in a flood of 64 MiB,
-    also when the connection is being ended and nobody reads any more."""
+    """tracemalloc does not see what OpenSSL holds: the process grows by less than 16 MiB in a flood
+    of 64 MiB, also when the connection is being ended and nobody reads any more.
+    """
     listener = Counter()
     async with connected(
         side, listener, contexts=Contexts(server_tls, client_tls), close_timeout=2
@@ -534,8 +555,9 @@ async def test_flood_over_tls_is_bounded_in_openssl_too(side, unread, server_tls
 
 @pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
 async def test_key_updates_for_ever(side, server_tls, client_tls, caplog):
-    """Each KeyUpdate may ask for one in return (RFC 8446 4.6.3): a peer that asks on and reads nothing is given up
-    when 64 KiB of answers wait for it."""
+    """Each KeyUpdate may ask for one in return (RFC 8446 4.6.3): a peer that asks on and reads
+    nothing is given up when 64 KiB of answers wait for it.
+    """
     listener = Counter()
     backlog = 0
     with log_below(caplog, logging.WARNING):
@@ -573,3 +595,42 @@ async def test_key_updates_by_a_peer_that_reads(side, server_tls, client_tls):
             pair.transport.send(TEXT, b"still here")
             assert await asyncio.wait_for(pair.peer.read_frame(), TIMEOUT) == (TEXT, b"still here")
         await goes_on(pair)
+
+
+@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+async def test_renegotiation(side, io_options, authority, server_tls, caplog):
+    """TLS 1.2 lets a peer begin a handshake anew at any time: a client's wish is refused, a
+    server's does not disturb the frames, and one that insists gets no more than the end of the
+    connection.
+    """
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    contexts = Contexts(server_tls, client)
+    listener = Counter()
+    with log_below(caplog, logging.WARNING):
+        async with connected(side, listener, contexts=contexts, **io_options) as pair:
+            pointer = openssl_pointer(pair.peer.tls)
+            assert openssl_calls().SSL_renegotiate(pointer) == 1
+            if side == "server":
+                with pytest.raises(ssl.SSLError, match="NO_RENEGOTIATION"):
+                    await pair.peer.start_tls()
+            else:
+                await pair.peer.send(TEXT, b"theirs")
+                await listener.until(lambda: listener.counts.get(TEXT))
+                assert pair.transport.state == WSState.OPEN
+                pair.transport.send(TEXT, b"ours")
+                reading = asyncio.ensure_future(pair.peer.read_frame())
+                while not reading.done():
+                    # What reading made the peer's TLS say.
+                    await pair.peer.send_raw(pair.peer.encrypt(b""))
+                    await asyncio.sleep(0.001)
+                assert await reading == (TEXT, b"ours")
+                with contextlib.suppress(OSError):
+                    for _ in range(100):
+                        openssl_calls().SSL_renegotiate(pointer)
+                        await pair.peer.send(TEXT, b"more")
+                        await asyncio.sleep(0)
+            assert listener.events.count("disconnected") <= 1
+            pair.peer.close()
+            await listener.closed()

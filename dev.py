@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTENSIONS = ("codec", "core", "net.stream", "net.tcp", "net.tls", "net.foreign", "layers.messages")
+EXTENSIONS = ("codec", "core", "net.stream", "net.tcp", "net.tls", "net.direct_tls", "net.foreign", "layers.messages")
 
 
 def run(*command: str | Path, **environment: str) -> None:

@@ -17,7 +17,7 @@ from .core import WSAutoPingStrategy, WSListener, new_transport
 from .handshake import ServerHandshake
 from .listening import LoopAcceptor, Server, open_listening_sockets
 from .net.foreign import ForeignStream
-from .net.open import TcpStream, uses_loop_transport, with_tls
+from .net.open import socket_stream, uses_loop_transport, with_tls
 from .options import ServerOptions, resolve_logger
 
 if TYPE_CHECKING:
@@ -122,9 +122,6 @@ async def ws_create_server(
     )
 
     def serve(stream: ByteStream) -> None:
-        stream = with_tls(
-            stream, options.ssl, server_side=True, handshake_timeout=options.ssl_handshake_timeout
-        )
         handshake = ServerHandshake(subprotocols=options.subprotocols)
         transport = new_transport(
             loop, stream, options, handshake, ws_listener_factory, logger, False, ssl is not None, server
@@ -133,16 +130,21 @@ async def ws_create_server(
         transport._serve()
 
     def on_socket(accepted: socket.socket, address: Any) -> None:
-        serve(TcpStream(loop, accepted))
+        timeout = options.ssl_handshake_timeout
+        serve(
+            socket_stream(loop, accepted, options.ssl, server_side=True, handshake_timeout=timeout)
+        )
 
     def make_protocol() -> asyncio.BaseProtocol:
+        timeout = options.ssl_handshake_timeout
+
         def on_connected() -> None:
             accepted = stream.get_extra_info("socket")
             if options.keep_alive and accepted is not None:
                 # The peer may be gone already, which some systems report here.
                 with contextlib.suppress(OSError):
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            serve(stream)
+            serve(with_tls(stream, options.ssl, server_side=True, handshake_timeout=timeout))
 
         stream = ForeignStream(loop, on_connected)
         return stream.protocol

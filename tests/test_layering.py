@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 # put into its place here first.
 BASE = {"exceptions", "states", "keepalive", "options", "_version"}
 HANDSHAKE = {"url", "http_messages", "handshake"}
-NET = {"net", "net.stream", "net.tcp", "net.tls", "net.foreign", "net.open"}
+NET = {"net", "net.stream", "net.tcp", "net.tls", "net.direct_tls", "net.foreign", "net.open"}
 CONNECTIONS = {"connecting", "listening"}
 ALLOWED: dict[str, set[str]] = {
     "_version": set(),
@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "net.stream": set(),
     "net.tcp": {"net", "net.stream"},
     "net.tls": {"net", "net.stream"},
+    "net.direct_tls": {"net", "net.stream", "net.tcp", "net.tls"},
     "net.foreign": {"net", "net.stream"},
     "net.open": NET,
     "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive"}

@@ -11,14 +11,15 @@ from .foreign import ForeignStream
 from .tls import TlsStream
 
 try:
+    from .direct_tls import DirectTlsStream
     from .tcp import TcpStream
 except ImportError:  # not a POSIX system
-    TcpStream = None  # type: ignore[assignment, misc]
+    DirectTlsStream = TcpStream = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
     from .stream import ByteStream
 
-__all__ = ["TcpStream", "open_stream", "uses_loop_transport", "with_tls"]
+__all__ = ["open_stream", "socket_stream", "uses_loop_transport", "with_tls"]
 
 
 def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
@@ -54,7 +55,14 @@ async def open_stream(
         stream = foreign = ForeignStream(loop)
         await loop.create_connection(lambda: foreign.protocol, sock=connection)
     else:
-        stream = TcpStream(loop, connection)
+        return socket_stream(
+            loop,
+            connection,
+            context,
+            server_hostname=server_hostname,
+            session=session,
+            handshake_timeout=handshake_timeout,
+        )
     try:
         return with_tls(
             stream,
@@ -66,6 +74,39 @@ async def open_stream(
     except BaseException:
         stream.abort()
         raise
+
+
+def socket_stream(
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    context: ssl.SSLContext | None,
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    session: ssl.SSLSession | None = None,
+    handshake_timeout: float | None = None,
+) -> ByteStream:
+    """Return the stream of a connected, non-blocking socket, which it owns from now on."""
+    if context is not None:
+        direct = DirectTlsStream.create(
+            loop,
+            sock,
+            context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            session=session,
+            handshake_timeout=handshake_timeout,
+        )
+        if direct is not None:
+            return direct
+    return with_tls(
+        TcpStream(loop, sock),
+        context,
+        server_side=server_side,
+        server_hostname=server_hostname,
+        session=session,
+        handshake_timeout=handshake_timeout,
+    )
 
 
 def with_tls(

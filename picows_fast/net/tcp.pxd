@@ -3,6 +3,10 @@
 from .stream cimport ByteStream
 
 
+# (StreamEnd, OSError) for an errno.
+cdef tuple system_end(int error)
+
+
 cdef class TcpStream(ByteStream):
     cdef:
         int fd

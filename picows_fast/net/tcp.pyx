@@ -63,8 +63,9 @@ cdef extern from *:
     Py_ssize_t pf_recv(int fd, void *data, size_t size) nogil
 
 
-cdef object os_error(int error):
-    return OSError(error, os.strerror(error))
+cdef tuple system_end(int error):
+    end = StreamEnd.RESET if error in (ECONNRESET, EPIPE, ECONNABORTED) else StreamEnd.FAILED
+    return end, OSError(error, os.strerror(error))
 
 
 cdef class TcpStream(ByteStream):
@@ -110,9 +111,8 @@ cdef class TcpStream(ByteStream):
     cdef int _read_failed(self, int error) except -1:
         self._stop_reading()
         self.send_error = error
-        self.report_end(
-            StreamEnd.RESET if error in (ECONNRESET, EPIPE, ECONNABORTED) else StreamEnd.FAILED, os_error(error)
-        )
+        end, exception = system_end(error)
+        self.report_end(end, exception)
         return 0
 
     cpdef start(self):
@@ -182,7 +182,7 @@ cdef class TcpStream(ByteStream):
         return 0
 
     cdef int flush(self) except -1:
-        cdef Py_ssize_t size = self.backlog_size()
+        cdef Py_ssize_t size = self.backlog_end - self.backlog_start
         cdef Py_ssize_t sent
         if size and not self.send_error:
             sent = pf_send(self.fd, self.backlog + self.backlog_start, <size_t> size)
@@ -193,7 +193,7 @@ cdef class TcpStream(ByteStream):
             self.backlog_sent(sent)
             if self.closed:
                 return 0
-        if self.backlog_size():
+        if self.backlog_end:
             self._start_writing()
             self.check_high_watermark()
         else:
@@ -211,7 +211,7 @@ cdef class TcpStream(ByteStream):
         # finds the end of the stream behind it and reports that.
         self.send_error = error
         self._stop_writing()
-        self.backlog_sent(self.backlog_size())
+        self.backlog_sent(self.backlog_end - self.backlog_start)
         if not self.closed:
             self.loop.call_soon(self._after_send_failed)
         return 0

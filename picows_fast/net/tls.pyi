@@ -1,8 +1,12 @@
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 from typing_extensions import Self, disjoint_base
 
 from .stream import ByteStream
+
+TLS_INFO: dict[str, Callable[[ssl.SSLObject], Any]]
 
 @disjoint_base
 class TlsStream(ByteStream):

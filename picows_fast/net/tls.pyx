@@ -34,6 +34,15 @@ cdef object ZeroReturn = ssl.SSLZeroReturnError
 cdef object TlsError = ssl.SSLError
 cdef object CertificateError = ssl.CertificateError
 
+#: what get_extra_info() tells of TLS, as asyncio's transports do
+TLS_INFO = {
+    "ssl_object": lambda tls: tls,
+    "sslcontext": lambda tls: tls.context,
+    "peercert": lambda tls: tls.getpeercert(),
+    "cipher": lambda tls: tls.cipher(),
+    "compression": lambda tls: tls.compression(),
+}
+
 
 cdef class TlsStream(ByteStream):
     """TLS over `lower`, which it owns from now on.
@@ -362,14 +371,6 @@ cdef class TlsStream(ByteStream):
         self.lower.set_write_buffer_limits(high, low)
 
     def get_extra_info(self, name, default=None):
-        if name == "ssl_object":
-            return self.tls
-        if name == "sslcontext":
-            return self.tls.context
-        if name == "peercert":
-            return self.tls.getpeercert()
-        if name == "cipher":
-            return self.tls.cipher()
-        if name == "compression":
-            return self.tls.compression()
+        if name in TLS_INFO:
+            return TLS_INFO[name](self.tls)
         return self.lower.get_extra_info(name, default)

@@ -1,0 +1,389 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""TLS on a descriptor that we own: OpenSSL reads it by itself, called from C.
+
+Everything about TLS is decided by the caller's :class:`ssl.SSLContext`, which also makes the handshake: the ``ssl``
+module's own object is used, with the descriptor in place of the memory BIO that it would read from. What it writes still
+goes through a memory BIO, so that the records of one write leave with one system call. Records are read and written
+through the OpenSSL that the ``ssl`` module has loaded, without a Python call.
+
+Where that cannot be had with certainty (:data:`AVAILABLE` is False, or :meth:`DirectTlsStream.create` returns None),
+``tls.TlsStream`` does the same by public means.
+"""
+
+import ssl as ssl_module
+import sys
+import sysconfig
+
+from libc.errno cimport errno
+from libc.limits cimport INT_MAX
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+from .stream cimport StreamEnd
+from .tcp cimport TcpStream, system_end
+from .tls import TLS_INFO
+
+
+cdef extern from "openssl_lookup.h":
+    ctypedef struct pf_openssl:
+        int (*SSL_read)(void *ssl, void *data, int size)
+        int (*SSL_write)(void *ssl, const void *data, int size)
+        int (*SSL_get_error)(const void *handle, int result)
+        int (*SSL_has_pending)(const void *handle)
+        int (*SSL_set_rfd)(void *handle, int fd)
+        void *(*SSL_get_wbio)(const void *handle)
+        void (*SSL_set_read_ahead)(void *handle, int yes)
+        void (*SSL_set_default_read_buffer_len)(void *handle, size_t size)
+        size_t (*BIO_ctrl_pending)(void *bio)
+        long (*BIO_ctrl)(void *bio, int command, long number, void *pointer)
+        int (*BIO_read)(void *bio, void *data, int size)
+        void (*ERR_clear_error)()
+        unsigned long (*ERR_peek_error)()
+        void (*ERR_error_string_n)(unsigned long error, char *text, size_t size)
+        unsigned long (*OpenSSL_version_num)()
+
+    enum:
+        PF_BIO_CTRL_INFO
+        PF_BIO_CTRL_RESET
+        PF_SSL_ERROR_WANT_READ
+        PF_SSL_ERROR_SYSCALL
+        PF_SSL_ERROR_ZERO_RETURN
+
+    int pf_openssl_load(pf_openssl *library, const char *path)
+    void *pf_ssl_of(const pf_openssl *library, object tls, object context)
+    void pf_ssl_survive_eof(const pf_openssl *library, void *handle)
+    bint pf_ssl_is_at_eof(const pf_openssl *library, const void *handle)
+
+
+cdef enum:
+    # A record carries this much plaintext at most (RFC 8446 5.1).
+    RECORD_SIZE = 16 * 1024
+    # A memory BIO never gives back what it once needed, so bytes pass through it in pieces of about this size.
+    PIECE_SIZE = 64 * 1024
+    # A peer may ask for an answer with each KeyUpdate (RFC 8446 4.6.3). This much of them may wait for a peer that does
+    # not read.
+    MAX_UNREAD_ANSWERS = 64 * 1024
+    # One system call fetches several records.
+    READ_AHEAD = 64 * 1024
+    # Records up to this size in all are copied out of the memory BIO. Above, they are sent from where they are, and the
+    # BIO is reset, which clears all of its memory.
+    COPIED_RECORDS = 20 * 1024
+
+cdef pf_openssl openssl
+cdef object WantRead = ssl_module.SSLWantReadError
+
+
+def _is_available():
+    """Whether the ssl module's OpenSSL was found and is laid out as expected; tried on an object of its own."""
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return False
+    try:
+        import _ssl
+        path = _ssl.__file__.encode()
+    except (ImportError, AttributeError):
+        return False        # built in, or not there
+    if pf_openssl_load(&openssl, path) != 0 or openssl.OpenSSL_version_num() != ssl_module.OPENSSL_VERSION_NUMBER:
+        return False
+    context = ssl_module.SSLContext(ssl_module.PROTOCOL_TLS_CLIENT)
+    tls = context.wrap_bio(ssl_module.MemoryBIO(), ssl_module.MemoryBIO(), server_hostname="localhost")
+    return pf_ssl_of(&openssl, tls._sslobj, context) != NULL
+
+
+#: Whether DirectTlsStream can be used with this Python.
+AVAILABLE = _is_available()
+
+
+cdef object openssl_error():
+    """What OpenSSL noted last."""
+    cdef char[256] text
+    openssl.ERR_error_string_n(openssl.ERR_peek_error(), text, sizeof(text))
+    return ssl_module.SSLError(ssl_module.SSL_ERROR_SSL, text.decode("utf-8", "replace"))
+
+
+cdef class DirectTlsStream(TcpStream):
+    """TLS over a connected, non-blocking socket, which it owns from now on. Made by :meth:`create`."""
+
+    @staticmethod
+    def create(loop, sock, context, *, bint server_side=False, server_hostname=None, session=None,
+               handshake_timeout=None):
+        """Return a stream, or None if this context's objects are not what is known.
+
+        :param context: :class:`ssl.SSLContext`
+        :param server_hostname: str for SNI and verification, None for a server
+        :param session: :class:`ssl.SSLSession` to resume, or None
+        :param handshake_timeout: seconds, or None
+        """
+        cdef DirectTlsStream stream
+        cdef void *found
+        if not AVAILABLE:
+            return None
+        tls = context.wrap_bio(
+            ssl_module.MemoryBIO(), ssl_module.MemoryBIO(), server_side=server_side, server_hostname=server_hostname, session=session
+        )
+        found = pf_ssl_of(&openssl, getattr(tls, "_sslobj", None), context)
+        if found == NULL or openssl.SSL_set_rfd(found, sock.fileno()) != 1:
+            return None
+        stream = DirectTlsStream(loop, sock)
+        stream.ssl = found
+        stream.records = openssl.SSL_get_wbio(found)
+        stream.tls = tls
+        stream.held = bytearray()
+        stream.handshaking = True
+        stream.handshake_timeout = handshake_timeout
+        pf_ssl_survive_eof(&openssl, found)
+        openssl.SSL_set_read_ahead(found, 1)
+        openssl.SSL_set_default_read_buffer_len(found, READ_AHEAD)
+        return stream
+
+    cpdef start(self):
+        """Begin the handshake. What is written before its end is sent after it."""
+        if self.handshake_timeout is not None:
+            self.timer = self.loop.call_later(self.handshake_timeout, self._on_handshake_timeout)
+        self.start_reading()
+        self._advance_handshake()
+
+    cdef int _advance_handshake(self) except -1:
+        try:
+            self.tls.do_handshake()
+        except WantRead:
+            return self._send_records()
+        except (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError) as error:
+            return self._end(StreamEnd.TLS_TRUNCATED, error)
+        except ssl_module.SSLSyscallError as error:     # how older Pythons put it
+            reset = ConnectionResetError("the connection was reset during the TLS handshake")
+            reset.__cause__ = error
+            return self._end(StreamEnd.RESET, reset)
+        except (ssl_module.SSLError, ssl_module.CertificateError) as error:
+            return self._end(StreamEnd.TLS_FAILED, error)
+        except OSError as error:
+            return self._end(StreamEnd.RESET if isinstance(error, ConnectionError) else StreamEnd.FAILED, error)
+        self.handshaking = False
+        self._handshake_over()
+        self._send_records()
+        return self._flush_held()
+
+    cdef int _handshake_over(self) except -1:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        return 0
+
+    def _on_handshake_timeout(self):
+        self.timer = None
+        self._end(StreamEnd.TLS_FAILED, TimeoutError("the TLS handshake was not finished in time"))
+
+    cdef int _end(self, int end, error) except -1:
+        """Nothing more can be read. Our side may go on, unless TLS itself is broken."""
+        self.read_over = True
+        self.found_end = None
+        if end == StreamEnd.TLS_FAILED:
+            self._send_records()    # the alert that tells the peer why
+        if end not in (StreamEnd.TLS_CLOSE_NOTIFY, StreamEnd.TLS_TRUNCATED) or self.handshaking:
+            self.failed = True
+            self.held.clear()
+        if not self.closing:
+            self._stop_reading()
+        return self.report_end(end, error)
+
+    # --- in
+
+    cdef bint _read_once(self) except -1:
+        cdef uint8_t *where
+        cdef Py_ssize_t room
+        cdef Py_ssize_t filled = 0
+        cdef int size = 0
+        cdef int error = 0
+        cdef int system_error = 0
+        if self.handshaking and not self.read_over:
+            self._advance_handshake()
+            if self.handshaking:
+                return False
+        if self.found_end is not None:
+            self._tell_end()
+            return False
+        if self.read_over:
+            return TcpStream._read_once(self)
+        if not self.reading:
+            return False
+        room = self.reserve(&where)
+        while filled < room:
+            openssl.ERR_clear_error()
+            size = openssl.SSL_read(self.ssl, where + filled, <int> min(room - filled, <Py_ssize_t> INT_MAX))
+            if size <= 0:
+                system_error = errno if size < 0 else 0     # 0 is the end of the descriptor
+                error = openssl.SSL_get_error(self.ssl, size)
+                if error == PF_SSL_ERROR_WANT_READ:
+                    error = 0
+                else:
+                    self._read_failed_with(error, system_error)
+                break
+            filled += size
+            if not openssl.SSL_has_pending(self.ssl):
+                break
+        if filled and not self.closing:
+            self.received(filled)
+        if self.closed:
+            return True
+        if error:
+            # What came before it has been given out, unless the handler paused in the midst of that.
+            if not self.reading_paused:
+                self._tell_end()
+        else:
+            if filled == room and self.reading:
+                # OpenSSL may hold more, of which no event tells.
+                self.loop.call_soon(self._on_readable)
+            if openssl.BIO_ctrl_pending(self.records):
+                self._send_answers()
+            if filled and self.held and not self.corks:
+                self._flush_held()      # a write may have waited for what was read
+        return filled > 0
+
+    cdef int _read_failed_with(self, int error, int system_error) except -1:
+        """Find out how the stream ended."""
+        cdef char[256] text
+        if error == PF_SSL_ERROR_SYSCALL and system_error:
+            self.found_end = system_end(system_error)
+        elif error == PF_SSL_ERROR_SYSCALL or pf_ssl_is_at_eof(&openssl, self.ssl):
+            self.found_end = system_end(self.send_error) if self.send_error else (
+                StreamEnd.TLS_TRUNCATED,
+                ssl_module.SSLEOFError(
+                    ssl_module.SSL_ERROR_EOF, "the connection ended without a TLS close_notify alert"
+                ),
+            )
+        elif error == PF_SSL_ERROR_ZERO_RETURN:
+            self.found_end = (StreamEnd.TLS_CLOSE_NOTIFY, None)
+        else:
+            self.found_end = (StreamEnd.TLS_FAILED, openssl_error())
+        return 0
+
+    cdef int _send_answers(self) except -1:
+        """Reading made OpenSSL answer something."""
+        if self.backlog_end == 0:
+            self.unread_answers = 0
+        self.unread_answers += <Py_ssize_t> openssl.BIO_ctrl_pending(self.records)
+        if self.unread_answers > MAX_UNREAD_ANSWERS:
+            return self._end(
+                StreamEnd.TLS_FAILED, ssl_module.SSLError("the peer asks for key updates and does not read them")
+            )
+        return self._send_records()
+
+    cdef int _tell_end(self) except -1:
+        end, error = self.found_end
+        return self._end(end, error)
+
+    cpdef resume_reading(self):
+        if self.reading_paused and not self.closing:
+            self.reading_paused = False
+            self.loop.call_soon(self._resume_turn)
+
+    def _resume_turn(self):
+        if not self.closing and not self.reading_paused:
+            self.deliver_pending()
+        if not self.closing and not self.reading_paused:
+            self.start_reading()
+            self._read_once()       # OpenSSL may hold records from before the pause
+
+    # --- out
+
+    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+                   const uint8_t *body, Py_ssize_t body_size) except -1:
+        cdef uint8_t[RECORD_SIZE] record
+        cdef Py_ssize_t joined = 0
+        if self.closing or self.send_error or self.failed:
+            return 0
+        if self.handshaking or self.held or self.corks or self.coalescing:
+            # What is held together becomes one record, too.
+            if not self.handshaking and self.corks == 0:
+                self.schedule_flush()
+            self.held += head[:head_size]
+            if body_size:
+                self.held += body[:body_size]
+            return 0
+        if body_size and head_size < RECORD_SIZE:
+            # Head and body share the first record, rather than make one of a few bytes.
+            joined = min(body_size, RECORD_SIZE - head_size)
+            memcpy(record, head, <size_t> head_size)
+            memcpy(record + head_size, body, <size_t> joined)
+            self._encrypt(record, head_size + joined)
+        else:
+            self._encrypt(head, head_size)
+        if body_size > joined:
+            self._encrypt(body + joined, body_size - joined)
+        return self._send_records()
+
+    cdef int _encrypt(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Make records of it; hold what TLS will not take before it has read something."""
+        cdef Py_ssize_t done = 0
+        cdef int written, error
+        if self.held:
+            self.held += data[:size]
+            return 0
+        while done < size:
+            openssl.ERR_clear_error()
+            written = openssl.SSL_write(self.ssl, data + done, <int> min(size - done, <Py_ssize_t> PIECE_SIZE))
+            if written > 0:
+                done += written
+                if done < size and openssl.BIO_ctrl_pending(self.records) >= PIECE_SIZE:
+                    self._send_records()
+                continue
+            error = openssl.SSL_get_error(self.ssl, written)
+            if error == PF_SSL_ERROR_WANT_READ:
+                self.held += data[done:size]
+                return 0
+            return self._end(StreamEnd.TLS_FAILED, openssl_error())
+        return 0
+
+    cdef int flush(self) except -1:
+        self._flush_held()
+        return 0 if self.closed else TcpStream.flush(self)
+
+    cdef int _flush_held(self) except -1:
+        cdef bytes held
+        if self.held and not (self.handshaking or self.failed):
+            held = bytes(self.held)
+            self.held.clear()
+            self._encrypt(held, len(held))
+            self._send_records()
+            if not self.closed:
+                self.backlog_sent(0)
+        return 0
+
+    cdef int _send_records(self) except -1:
+        cdef uint8_t[COPIED_RECORDS] copy
+        cdef uint8_t *where = NULL
+        cdef Py_ssize_t size = <Py_ssize_t> openssl.BIO_ctrl_pending(self.records)
+        if size == 0:
+            return 0
+        if size <= COPIED_RECORDS:
+            openssl.BIO_read(self.records, copy, <int> size)
+            return TcpStream.write(self, copy, size, NULL, 0)
+        size = openssl.BIO_ctrl(self.records, PF_BIO_CTRL_INFO, 0, &where)
+        TcpStream.write(self, where, size, NULL, 0)
+        openssl.BIO_ctrl(self.records, PF_BIO_CTRL_RESET, 0, NULL)
+        return 0
+
+    cdef Py_ssize_t backlog_size(self) noexcept:
+        return self.backlog_end - self.backlog_start + len(self.held)
+
+    # --- end
+
+    cpdef close(self):
+        if not (self.closing or self.handshaking or self.failed or self.send_error):
+            self._flush_held()
+            try:
+                self.tls.unwrap()       # makes our close_notify
+            except (ssl_module.SSLError, OSError):
+                pass                    # it would read the peer's, too, which is awaited with the FIN
+            self._send_records()
+        self.held.clear()
+        TcpStream.close(self)
+
+    cdef int finish(self) except -1:
+        self._handshake_over()
+        return TcpStream.finish(self)
+
+    def get_extra_info(self, name, default=None):
+        if name in TLS_INFO:
+            return TLS_INFO[name](self.tls)
+        return TcpStream.get_extra_info(self, name, default)

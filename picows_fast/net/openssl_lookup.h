@@ -1,0 +1,128 @@
+/*
+ * OpenSSL as the running Python's ssl module uses it: its functions, looked up in the libraries that module has loaded,
+ * and the SSL object inside an ssl.SSLObject.
+ *
+ * Nothing is linked and no OpenSSL header is needed. Whatever is not found, or does not look as expected, makes the
+ * lookup fail, and the caller does without. Owns no connection.
+ */
+#ifndef PF_NET_OPENSSL_LOOKUP_H
+#define PF_NET_OPENSSL_LOOKUP_H
+
+#include <Python.h>
+#include <dlfcn.h>
+#include <stddef.h>
+#include <string.h>
+
+typedef struct pf_openssl {
+    int (*SSL_read)(void *ssl, void *data, int size);
+    int (*SSL_write)(void *ssl, const void *data, int size);
+    int (*SSL_get_error)(const void *ssl, int result);
+    int (*SSL_has_pending)(const void *ssl);
+    int (*SSL_set_rfd)(void *ssl, int fd);
+    void *(*SSL_get_rbio)(const void *ssl);
+    void *(*SSL_get_wbio)(const void *ssl);
+    size_t (*BIO_ctrl_pending)(void *bio);
+    long (*BIO_ctrl)(void *bio, int command, long number, void *pointer);
+    int (*BIO_read)(void *bio, void *data, int size);
+    void *(*SSL_get_ex_data)(const void *ssl, int index);
+    void (*SSL_set_read_ahead)(void *ssl, int yes);
+    void (*SSL_set_default_read_buffer_len)(void *ssl, size_t size);
+    void *SSL_set_options; /* takes unsigned long before OpenSSL 3, uint64_t since */
+    void (*ERR_clear_error)(void);
+    unsigned long (*ERR_peek_error)(void);
+    void (*ERR_error_string_n)(unsigned long error, char *text, size_t size);
+    unsigned long (*OpenSSL_version_num)(void);
+} pf_openssl;
+
+enum {
+    PF_SSL_ERROR_SSL = 1,
+    PF_SSL_ERROR_WANT_READ = 2,
+    PF_SSL_ERROR_SYSCALL = 5,
+    PF_SSL_ERROR_ZERO_RETURN = 6
+};
+
+#define PF_SSL_OP_IGNORE_UNEXPECTED_EOF 0x80u /* since OpenSSL 3 */
+#define PF_BIO_CTRL_RESET 1
+#define PF_BIO_CTRL_EOF 2
+#define PF_BIO_CTRL_INFO 3
+#define PF_OPENSSL_3 0x30000000ul
+
+/* Fills in *library from the shared objects that the extension module at `path` depends on. Returns 0, or -1 if any is
+ * missing (OpenSSL linked into the module or the executable, say). The handle stays open, as the module does. */
+static inline int pf_openssl_load(pf_openssl *library, const char *path)
+{
+    void *handle = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+
+    if (handle == NULL)
+        return -1;
+#define PF_LOOK_UP(name)                                        \
+    do {                                                        \
+        void *found = dlsym(handle, #name);                     \
+        if (found == NULL)                                      \
+            return -1;                                          \
+        memcpy(&library->name, &found, sizeof found);           \
+    } while (0)
+    PF_LOOK_UP(SSL_read);
+    PF_LOOK_UP(SSL_write);
+    PF_LOOK_UP(SSL_get_error);
+    PF_LOOK_UP(SSL_has_pending);
+    PF_LOOK_UP(SSL_set_rfd);
+    PF_LOOK_UP(SSL_get_rbio);
+    PF_LOOK_UP(SSL_get_wbio);
+    PF_LOOK_UP(BIO_ctrl_pending);
+    PF_LOOK_UP(BIO_ctrl);
+    PF_LOOK_UP(BIO_read);
+    PF_LOOK_UP(SSL_get_ex_data);
+    PF_LOOK_UP(SSL_set_read_ahead);
+    PF_LOOK_UP(SSL_set_default_read_buffer_len);
+    PF_LOOK_UP(SSL_set_options);
+    PF_LOOK_UP(ERR_clear_error);
+    PF_LOOK_UP(ERR_peek_error);
+    PF_LOOK_UP(ERR_error_string_n);
+    PF_LOOK_UP(OpenSSL_version_num);
+#undef PF_LOOK_UP
+    return 0;
+}
+
+/* The start of CPython's PySSLSocket, the same from 3.10 on. */
+typedef struct pf_ssl_socket {
+    PyObject_HEAD
+    PyObject *socket; /* weak reference to the SSLSocket; NULL for an SSLObject */
+    void *ssl;
+    PyObject *context;
+} pf_ssl_socket;
+
+/* The SSL object of an _ssl._SSLSocket that belongs to `context` and has no socket, or NULL if this does not look like
+ * one. What lies on both sides of the pointer is compared before the pointer is followed, and OpenSSL's own note of who
+ * owns the SSL object afterwards. */
+static inline void *pf_ssl_of(const pf_openssl *library, PyObject *tls, PyObject *context)
+{
+    const pf_ssl_socket *layout = (const pf_ssl_socket *)tls;
+
+    if (Py_TYPE(tls)->tp_basicsize < (Py_ssize_t)sizeof(pf_ssl_socket) || layout->socket != NULL ||
+        layout->context != context || layout->ssl == NULL)
+        return NULL;
+    if (library->SSL_get_ex_data(layout->ssl, 0) != (void *)tls)
+        return NULL;
+    return layout->ssl;
+}
+
+/* Has OpenSSL take a FIN without close_notify for a close_notify. Otherwise it refuses to write from then on, though
+ * our direction is still open. Who reads asks pf_ssl_is_at_eof() and is not deceived. */
+static inline void pf_ssl_survive_eof(const pf_openssl *library, void *ssl)
+{
+    if (library->OpenSSL_version_num() >= PF_OPENSSL_3) {
+        unsigned long long (*set)(void *, unsigned long long);
+
+        memcpy(&set, &library->SSL_set_options, sizeof set);
+        set(ssl, PF_SSL_OP_IGNORE_UNEXPECTED_EOF);
+    }
+}
+
+/* Did OpenSSL come to the end of the descriptor? It reads a real close_notify before that. */
+static inline int pf_ssl_is_at_eof(const pf_openssl *library, const void *ssl)
+{
+    return library->BIO_ctrl(library->SSL_get_rbio(ssl), PF_BIO_CTRL_EOF, 0, NULL) != 0;
+}
+
+#endif

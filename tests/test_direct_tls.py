@@ -1,0 +1,107 @@
+"""net/direct_tls: when it is used, when it steps aside, and that both ways of TLS do the same.
+
+What TLS connections do in general is tested everywhere with this way; here are its conditions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+import pytest
+
+import picows_fast
+from picows_fast import WSDisconnectCause, WSMsgType
+from picows_fast.net import direct_tls, open as net_open
+from picows_fast.net.direct_tls import DirectTlsStream
+from picows_fast.net.tls import TlsStream
+
+from .support import Echo, Recorder, serving
+
+
+async def echo(url, client_tls, *, size=300_000):
+    transport, client = await picows_fast.ws_connect(Recorder, url, ssl_context=client_tls)
+    transport.send(WSMsgType.BINARY, b"small")
+    transport.send(WSMsgType.BINARY, bytes(size))
+    assert (await client.frame(1))[1] == bytes(size)
+    transport.send_close(1000)
+    await asyncio.wait_for(transport.wait_disconnected(), 20)
+    assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+    return transport
+
+
+def has_shared_openssl():
+    try:
+        import _ssl
+    except ImportError:
+        return False
+    return hasattr(_ssl, "__file__")
+
+
+@pytest.mark.skipif(not has_shared_openssl(), reason="OpenSSL is part of this Python's executable")
+def test_available_here():
+    assert direct_tls.AVAILABLE
+
+
+async def test_both_sides_use_it(server_tls, client_tls):
+    sides = []
+    async with serving(lambda request: sides.append(Echo()) or sides[-1], tls=server_tls) as url:
+        transport = await echo(url, client_tls)
+        assert type(transport.underlying_transport) is DirectTlsStream
+        assert type(sides[0].transport.underlying_transport) is DirectTlsStream
+
+
+@pytest.mark.parametrize("side", ["server", "client", "both"])
+async def test_stepping_aside(server_tls, client_tls, side, monkeypatch):
+    """The other way is taken over the same descriptor, and speaks to this one."""
+    contexts = {"server": [server_tls], "client": [client_tls], "both": [server_tls, client_tls]}[side]
+    create = DirectTlsStream.create
+
+    class Sometimes:
+        @staticmethod
+        def create(loop, sock, context, **options):
+            return None if context in contexts else create(loop, sock, context, **options)
+
+    monkeypatch.setattr(net_open, "DirectTlsStream", Sometimes)
+    sides = []
+    async with serving(lambda request: sides.append(Echo()) or sides[-1], tls=server_tls) as url:
+        transport = await echo(url, client_tls)
+        ours = type(transport.underlying_transport)
+        theirs = type(sides[0].transport.underlying_transport)
+        assert ours is (TlsStream if side != "server" else DirectTlsStream)
+        assert theirs is (TlsStream if side != "client" else DirectTlsStream)
+
+
+async def test_objects_that_are_not_known_are_left_alone(server_tls, client_tls):
+    """A context that makes objects of another kind gets the way by public means."""
+
+    class Wrapped:
+        def __init__(self, tls):
+            self._tls = tls
+
+        def __getattr__(self, name):
+            if name == "_sslobj":
+                return object()
+            return getattr(self._tls, name)
+
+    class Context(ssl.SSLContext):
+        def wrap_bio(self, *arguments, **options):
+            return Wrapped(super().wrap_bio(*arguments, **options))
+
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    async with serving(lambda request: Echo(), tls=server_tls) as url:
+        transport = await echo(url, context)
+        assert type(transport.underlying_transport) is TlsStream
+
+
+async def test_a_stream_that_was_not_created_does_not_crash():
+    left, right = socket.socketpair()
+    with left, right:
+        left.setblocking(False)
+        stream = DirectTlsStream(asyncio.get_running_loop(), left)
+        with pytest.raises(AttributeError):
+            stream.start()
+        stream.abort()

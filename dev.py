@@ -1,12 +1,14 @@
-"""Everything a developer runs, on a fresh machine too: needs Python 3.10+ with venv, and a C compiler.
+"""Everything a developer runs, on a fresh machine too: needs Python 3.10+ with venv, and a C
+compiler.
 
     python3 dev.py demo [options]       the demo, built and running
     python3 dev.py test [pytest args]   the tests
     python3 dev.py conformance [options]   the Autobahn test suite; needs a Python 2.7
     python3 dev.py lint | types | sanitize | bench [options] | build | clean
 
-The first call makes a virtual environment in .venv (or where $VENV says) and builds the package in place; later
-ones build what has changed. Tests that need a compiler or emulator that is not installed say so and are skipped.
+The first call makes a virtual environment in .venv (or where $VENV says) and builds the package in
+place; later ones build what has changed. Tests that need a compiler or emulator that is not
+installed say so and are skipped.
 """
 
 from __future__ import annotations
@@ -23,18 +25,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTENSIONS = ("codec", "core", "net.stream", "net.tcp", "net.tls", "net.direct_tls", "net.foreign", "layers.messages")
+EXTENSIONS = (
+    "codec",
+    "core",
+    "net.stream",
+    "net.tcp",
+    "net.tls",
+    "net.direct_tls",
+    "net.foreign",
+    "layers.messages",
+)
 
 
 def run(*command: str | Path, **environment: str) -> None:
     """Run a command in the checkout; end this program with its exit code if it fails."""
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | environment, check=False)
+    result = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=os.environ | environment, check=False
+    )
     if result.returncode:
         sys.exit(result.returncode)
 
 
 def prepare() -> None:
-    """Make the environment if it is missing or older than what it is made from, and build what has changed."""
+    """Make the environment if it is missing or older than what it is made from, and build what has
+    changed."""
     made_from = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "dev.py").read_bytes()
     digest = hashlib.sha256(made_from).hexdigest()
     stamp = VENV / "made-from"
@@ -52,7 +66,15 @@ def prepare() -> None:
 
 
 def build(**environment: str) -> None:
-    run(PYTHON, "setup.py", "-q", "build_ext", "--inplace", *(["--force"] if environment else []), **environment)
+    run(
+        PYTHON,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--inplace",
+        *(["--force"] if environment else []),
+        **environment,
+    )
 
 
 def demo(arguments: list[str]) -> None:
@@ -79,12 +101,19 @@ def sanitize(arguments: list[str]) -> None:
     build(PICOWS_FAST_SANITIZE="1")
     try:
         libraries = [
-            subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
             for name in ("libasan.so", "libubsan.so", "libstdc++.so")
         ]
         run(
-            PYTHON, "-m", "pytest", *arguments,
-            LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0", PYTHONMALLOC="malloc",
+            PYTHON,
+            "-m",
+            "pytest",
+            *arguments,
+            LD_PRELOAD=" ".join(libraries),
+            ASAN_OPTIONS="detect_leaks=0",
+            PYTHONMALLOC="malloc",
             PICOWS_FAST_SANITIZE="1",
         )
     finally:
@@ -111,8 +140,15 @@ def clean(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo, "test": test, "lint": lint, "types": types, "sanitize": sanitize,
-    "conformance": conformance, "bench": bench, "build": lambda arguments: None, "clean": clean,
+    "demo": demo,
+    "test": test,
+    "lint": lint,
+    "types": types,
+    "sanitize": sanitize,
+    "conformance": conformance,
+    "bench": bench,
+    "build": lambda arguments: None,
+    "clean": clean,
 }
 
 

@@ -32,7 +32,9 @@ def cython_listeners(library: str) -> Any:
     name = f"listeners_{library}"
     folder = BUILT / f"{sys.implementation.cache_tag}"
     folder.mkdir(parents=True, exist_ok=True)
-    source = (HERE / "listeners.pyx.txt").read_text().replace("MODULE", CALLBACK_LIBRARIES[library][1])
+    source = (
+        (HERE / "listeners.pyx.txt").read_text().replace("MODULE", CALLBACK_LIBRARIES[library][1])
+    )
     target = folder / f"{name}.pyx"
     built = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     library_file = importlib.import_module(CALLBACK_LIBRARIES[library][1]).__file__
@@ -44,10 +46,23 @@ def cython_listeners(library: str) -> Any:
     )
     if not is_fresh:
         target.write_text(source)
-        root = Path(importlib.import_module(CALLBACK_LIBRARIES[library][0]).__file__ or "").parent.parent
+        root = Path(
+            importlib.import_module(CALLBACK_LIBRARIES[library][0]).__file__ or ""
+        ).parent.parent
         subprocess.run(
-            [sys.executable, "-c", "from Cython.Build.Cythonize import main; main()", "-i", "-f", "-q", target.name],
-            cwd=folder, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(root)},
+            [
+                sys.executable,
+                "-c",
+                "from Cython.Build.Cythonize import main; main()",
+                "-i",
+                "-f",
+                "-q",
+                target.name,
+            ],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(root)},
         )
     sys.path.insert(0, str(folder))
     return importlib.import_module(name)
@@ -84,11 +99,17 @@ def python_listeners(module: Any) -> tuple[type, type]:
     return EchoServer, EchoClient
 
 
-async def serve(library: str, kind: str, tls: ssl.SSLContext | None, ready: Callable[[int], None]) -> None:
+async def serve(
+    library: str, kind: str, tls: ssl.SSLContext | None, ready: Callable[[int], None]
+) -> None:
     """Run an echo server until cancelled; `ready` is called with its port."""
     if library in CALLBACK_LIBRARIES:
         module = importlib.import_module(CALLBACK_LIBRARIES[library][0])
-        echo = cython_listeners(library).EchoServer if kind == "cython" else python_listeners(module)[0]
+        echo = (
+            cython_listeners(library).EchoServer
+            if kind == "cython"
+            else python_listeners(module)[0]
+        )
         server = await module.ws_create_server(lambda request: echo(), "127.0.0.1", 0, ssl=tls)
         ready(server.sockets[0].getsockname()[1])
         await asyncio.Event().wait()
@@ -132,9 +153,15 @@ async def request(
     loop = asyncio.get_running_loop()
     if library in CALLBACK_LIBRARIES:
         module = importlib.import_module(CALLBACK_LIBRARIES[library][0])
-        client = cython_listeners(library).EchoClient if kind == "cython" else python_listeners(module)[1]
+        client = (
+            cython_listeners(library).EchoClient
+            if kind == "cython"
+            else python_listeners(module)[1]
+        )
         done: asyncio.Future[None] = loop.create_future()
-        transport, listener = await module.ws_connect(lambda: client(message, done), url, ssl_context=tls)
+        transport, listener = await module.ws_connect(
+            lambda: client(message, done), url, ssl_context=tls
+        )
         loop.call_later(seconds, lambda: done.done() or done.set_result(None))
         await done
         requests: int = listener.requests
@@ -145,7 +172,9 @@ async def request(
     if library == "websockets":
         from websockets.asyncio.client import connect
 
-        async with connect(url, ssl=tls, compression=None, max_size=None, ping_interval=None, proxy=None) as connection:
+        async with connect(
+            url, ssl=tls, compression=None, max_size=None, ping_interval=None, proxy=None
+        ) as connection:
             while loop.time() < deadline:
                 await connection.send(message)
                 await connection.recv()
@@ -153,9 +182,10 @@ async def request(
     else:
         import aiohttp
 
-        async with aiohttp.ClientSession() as session, session.ws_connect(
-            url, ssl=tls or True, compress=0, max_msg_size=0
-        ) as connection:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, ssl=tls or True, compress=0, max_msg_size=0) as connection,
+        ):
             while loop.time() < deadline:
                 await connection.send_bytes(message)
                 await connection.receive()

@@ -1,12 +1,13 @@
 """Echo round trips of picows_fast against a peer, both sides on one core, alternating in one run.
 
-    python -m benchmarks.roundtrip                     256 B, 8 KiB and 100 KB; plain and TLS; asyncio and uvloop
-    python -m benchmarks.roundtrip --quick             the same in under three minutes
-    python -m benchmarks.roundtrip --size 256 --loop uvloop --listener cython --peer websockets
+    python -m benchmarks.roundtrip                     256 B, 8 KiB and 100 KB; plain and TLS;
+    asyncio and uvloop python -m benchmarks.roundtrip --quick             the same in under three
+    minutes python -m benchmarks.roundtrip --size 256 --loop uvloop --listener cython --peer
+    websockets
 
-A measurement is a server process and a client process of the same library, pinned to the same core: the time of a
-round trip is then the CPU time of both sides, without the noise of wake-ups. The two libraries take turns; what is
-quoted is the median of the pairwise ratios and their spread.
+A measurement is a server process and a client process of the same library, pinned to the same core:
+the time of a round trip is then the CPU time of both sides, without the noise of wake-ups. The two
+libraries take turns; what is quoted is the median of the pairwise ratios and their spread.
 """
 
 from __future__ import annotations
@@ -60,13 +61,22 @@ def _pin(core: int | None) -> None:
         os.sched_setaffinity(0, {core})
 
 
-def _server_process(library: str, kind: str, loop: str, tls: bool, core: int | None, pipe: Connection) -> None:
+def _server_process(
+    library: str, kind: str, loop: str, tls: bool, core: int | None, pipe: Connection
+) -> None:
     _pin(core)
     _run(loop, peers.serve(library, kind, _tls(True) if tls else None, pipe.send))
 
 
 def _client_process(
-    library: str, kind: str, loop: str, tls: bool, core: int | None, pipe: Connection, port: int, size: int,
+    library: str,
+    kind: str,
+    loop: str,
+    tls: bool,
+    core: int | None,
+    pipe: Connection,
+    port: int,
+    size: int,
     seconds: float,
 ) -> None:
     _pin(core)
@@ -75,18 +85,24 @@ def _client_process(
     pipe.send(_run(loop, peers.request(library, kind, context, port, message, seconds)) / seconds)
 
 
-def measure(library: str, kind: str, loop: str, tls: bool, size: int, seconds: float, core: int | None) -> float:
+def measure(
+    library: str, kind: str, loop: str, tls: bool, size: int, seconds: float, core: int | None
+) -> float:
     """Round trips per second of one library, in fresh processes."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    server = spawn.Process(target=_server_process, args=(library, kind, loop, tls, core, there), daemon=True)
+    server = spawn.Process(
+        target=_server_process, args=(library, kind, loop, tls, core, there), daemon=True
+    )
     server.start()
     try:
         if not here.poll(60):
             raise RuntimeError(f"the {library} server did not start")
         port = here.recv()
         client = spawn.Process(
-            target=_client_process, args=(library, kind, loop, tls, core, there, port, size, seconds), daemon=True
+            target=_client_process,
+            args=(library, kind, loop, tls, core, there, port, size, seconds),
+            daemon=True,
         )
         client.start()
         if not here.poll(60 + seconds):
@@ -99,7 +115,9 @@ def measure(library: str, kind: str, loop: str, tls: bool, size: int, seconds: f
         server.join()
 
 
-def compare(arguments: argparse.Namespace, peer: str, kind: str, loop: str, tls: bool, size: int) -> dict[str, Any]:
+def compare(
+    arguments: argparse.Namespace, peer: str, kind: str, loop: str, tls: bool, size: int
+) -> dict[str, Any]:
     ours, theirs = [], []
     for pair in range(arguments.pairs):
         libraries = ["picows_fast", peer] if pair % 2 == 0 else [peer, "picows_fast"]
@@ -109,39 +127,64 @@ def compare(arguments: argparse.Namespace, peer: str, kind: str, loop: str, tls:
             print(".", end="", file=sys.stderr, flush=True)
     ratios = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
     return {
-        "peer": peer, "listener": kind, "loop": loop, "tls": tls, "size": size,
-        "ours": statistics.median(ours), "theirs": statistics.median(theirs),
-        "ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1],
+        "peer": peer,
+        "listener": kind,
+        "loop": loop,
+        "tls": tls,
+        "size": size,
+        "ours": statistics.median(ours),
+        "theirs": statistics.median(theirs),
+        "ratio": statistics.median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
     }
 
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
     )
     cpu = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu
+        )
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
-        "openssl": ssl.OPENSSL_VERSION, "commit": commit.stdout.strip(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "openssl": ssl.OPENSSL_VERSION,
+        "commit": commit.stdout.strip(),
         "versions": {name: version(name) for name in ("picows", "websockets", "aiohttp", "uvloop")},
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, action="append", help="payload in bytes; repeatable")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], action="append")
     parser.add_argument("--listener", choices=["python", "cython"], action="append")
-    parser.add_argument("--peer", choices=peers.LIBRARIES[1:], action="append", help="default: picows")
+    parser.add_argument(
+        "--peer", choices=peers.LIBRARIES[1:], action="append", help="default: picows"
+    )
     parser.add_argument("--tls", choices=["no", "yes", "both"], default="both")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--core", type=int, default=0, help="that both sides are pinned to; -1: none")
-    parser.add_argument("--quick", action="store_true", help="256 B and 8 KiB, Cython listener, shorter")
+    parser.add_argument(
+        "--core", type=int, default=0, help="that both sides are pinned to; -1: none"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="256 B and 8 KiB, Cython listener, shorter"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "roundtrip.json")
     arguments = parser.parse_args()
     sizes = arguments.size or ([256, 8192] if arguments.quick else [256, 8192, 102_400])
@@ -154,8 +197,10 @@ def main() -> None:
         if "cython" in kinds:
             peers.cython_listeners(library)
     rows = []
-    heading = f"{'peer':11} {'listener':8} {'loop':8} {'tls':4} {'bytes':>7} {'ours/s':>9} {'peer/s':>9} {'ratio':>6}  spread"
-    print(heading)
+    print(
+        f"{'peer':11} {'listener':8} {'loop':8} {'tls':4} {'bytes':>7} "
+        f"{'ours/s':>9} {'peer/s':>9} {'ratio':>6}  spread"
+    )
     for peer in arguments.peer or ["picows"]:
         for kind in kinds if peer in peers.CALLBACK_LIBRARIES else kinds[:1]:
             for tls in {"no": [False], "yes": [True], "both": [False, True]}[arguments.tls]:
@@ -165,8 +210,9 @@ def main() -> None:
                         rows.append(row)
                         print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
                         print(
-                            f"{peer:11} {kind:8} {loop:8} {'yes' if tls else 'no':4} {size:7} {row['ours']:9.0f} "
-                            f"{row['theirs']:9.0f} {row['ratio']:6.2f}  {row['lowest']:.2f}..{row['highest']:.2f}",
+                            f"{peer:11} {kind:8} {loop:8} {'yes' if tls else 'no':4} {size:7} "
+                            f"{row['ours']:9.0f} {row['theirs']:9.0f} {row['ratio']:6.2f}  "
+                            f"{row['lowest']:.2f}..{row['highest']:.2f}",
                             flush=True,
                         )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""A WebSocket transport for asyncio: frames are parsed where they were received and handed to a plain method.
+"""A WebSocket transport for asyncio: frames are parsed where they were received and handed to a
+plain method.
 
 The names below are the public API, together with what ``picows_fast.core`` offers to cimport.
 """

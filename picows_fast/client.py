@@ -1,7 +1,8 @@
 """``ws_connect``: from a URL to an open connection, through redirects, under one deadline.
 
-Owns the order of the steps and what is cleaned up when one fails or the caller is cancelled. Each step is
-somebody else's: ``connecting`` opens the socket, ``net`` the stream, ``core`` runs the opening handshake.
+Owns the order of the steps and what is cleaned up when one fails or the caller is cancelled. Each
+step is somebody else's: ``connecting`` opens the socket, ``net`` the stream, ``core`` runs the
+opening handshake.
 """
 
 from __future__ import annotations
@@ -72,16 +73,18 @@ async def ws_connect(
 
     Every setting is described where its default is: :class:`picows_fast.options.ClientOptions`.
 
-    :param ws_listener_factory: returns the :class:`WSListener`; called without arguments, or with the
+    :param ws_listener_factory: returns the :class:`WSListener`; called without arguments, or with
+        the
         :class:`WSUpgradeRequest` and :class:`WSUpgradeResponse` if it cannot be called without
     :param url: ``ws://`` or ``wss://``
-    :param create_connection_kwargs: the remaining settings of ``ClientOptions``, such as ``local_addr``, ``sock``,
-        ``unix_path``, ``family`` or ``server_hostname``
+    :param create_connection_kwargs: the remaining settings of ``ClientOptions``, such as
+        ``local_addr``, ``sock``, ``unix_path``, ``family`` or ``server_hostname``
     :returns: the transport and what the factory returned
     :raises WSInvalidURL: not a WebSocket URL
     :raises WSHandshakeError: the server refused, or does not speak WebSocket; see its subclasses
     :raises WSProxyError: the proxy refused
-    :raises TimeoutError: not done within ``websocket_handshake_timeout`` (``asyncio.TimeoutError`` before 3.11)
+    :raises TimeoutError: not done within ``websocket_handshake_timeout``
+        (``asyncio.TimeoutError`` before 3.11)
     :raises OSError: the network failed; :class:`ssl.SSLError` if TLS did
     :raises TypeError, ValueError: an argument is not valid
     """
@@ -172,7 +175,9 @@ async def _connect_once(
             handshake_timeout=options.ssl_handshake_timeout,
         )
         logger = resolve_logger(options.logger_name, "client")
-        transport = new_transport(loop, stream, options, handshake, factory, logger, True, url.is_secure)
+        transport = new_transport(
+            loop, stream, options, handshake, factory, logger, True, url.is_secure
+        )
         return transport, await transport._connect()
     except BaseException:
         if transport is not None:
@@ -188,7 +193,8 @@ async def _connect_once(
 
 @functools.lru_cache(maxsize=1)
 def default_ssl_context() -> ssl.SSLContext:
-    """Return the context of connections that bring none: loading the system's certificates takes a while."""
+    """Return the context of connections that bring none: loading the system's certificates takes a
+    while."""
     return ssl.create_default_context()
 
 
@@ -207,7 +213,8 @@ def _two_argument_factory(factory: Any) -> Callable[[Any, Any], WSListener]:
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
-        # An extension type without a signature: to be made without arguments, like WSListener itself.
+        # An extension type without a signature: to be made without arguments, like WSListener
+        # itself.
         return lambda request, response: factory()
     try:
         signature.bind()

@@ -1,6 +1,8 @@
-"""When to ping and when to give up: auto-ping's policy and the book-keeping of round-trip measurements.
+"""When to ping and when to give up: auto-ping's policy and the book-keeping of round-trip
+measurements.
 
-Sans-IO: the clock is passed in (seconds, any monotonic origin), pings are sent and timers set by the caller.
+Sans-IO: the clock is passed in (seconds, any monotonic origin), pings are sent and timers set by
+the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class AutoPing:
 
     __slots__ = ("_idle_timeout", "_next_ping", "_reply_deadline", "_reply_timeout", "_when_idle")
 
-    def __init__(self, strategy: int, idle_timeout: float, reply_timeout: float, now: float) -> None:
+    def __init__(
+        self, strategy: int, idle_timeout: float, reply_timeout: float, now: float
+    ) -> None:
         self._when_idle = strategy == PING_WHEN_IDLE
         self._idle_timeout = idle_timeout
         self._reply_timeout = reply_timeout
@@ -87,8 +91,9 @@ class AutoPing:
 class RoundTrips:
     """Which pong answers which measuring ping, however many were given up before.
 
-    A PING frame carries a number, which its PONG echoes (RFC 6455 5.5.3), so an answer is told from a late one.
-    A ping of the user's own making carries none: each is taken to be answered once, in order.
+    A PING frame carries a number, which its PONG echoes (RFC 6455 5.5.3), so an answer is told from
+    a late one. A ping of the user's own making carries none: each is taken to be answered once, in
+    order.
     """
 
     __slots__ = ("_numbered", "_sent", "_unanswered")
@@ -110,7 +115,8 @@ class RoundTrips:
         return self._sent.to_bytes(8, "big")
 
     def pong_received(self, payload: bytes) -> bool:
-        """Return whether this pong answers the newest measuring ping; earlier ones count as answered with it."""
+        """Return whether this pong answers the newest measuring ping; earlier ones count as
+        answered with it."""
         if not self._numbered:
             if self._unanswered:
                 self._unanswered -= 1

@@ -331,8 +331,8 @@ class ConnectionOptions:
     coalesce_writes: bool = setting(
         False,
         _flag,
-        "Whether what one turn of the event loop sends leaves as one system call, at the end of the "
-        "turn, instead of each frame at once.",
+        "Whether what one turn of the event loop sends leaves as one system call, at the end of "
+        "the turn, instead of each frame at once.",
     )
     use_loop_transport: bool | None = setting(
         None,

@@ -1,6 +1,7 @@
 """``ws_create_server``: listening, and a transport for each connection that is accepted.
 
-Owns how the two come together. ``listening`` binds, accepts and counts; ``core`` runs each connection.
+Owns how the two come together. ``listening`` binds, accepts and counts; ``core`` runs each
+connection.
 """
 
 from __future__ import annotations
@@ -65,13 +66,14 @@ async def ws_create_server(
 
     Every setting is described where its default is: :class:`picows_fast.options.ServerOptions`.
 
-    :param ws_listener_factory: called with the :class:`WSUpgradeRequest`. Returns the :class:`WSListener` of the
-        connection, a :class:`WSUpgradeResponseWithListener` to say more in the response or to answer plain HTTP, or
+    :param ws_listener_factory: called with the :class:`WSUpgradeRequest`. Returns the
+        :class:`WSListener` of the connection, a :class:`WSUpgradeResponseWithListener` to say more
+            in the response or to answer plain HTTP, or
         None for 404. If it raises, the client gets 500 and the log the error.
     :param host: address or name to listen on, or several; None or "": every interface
     :param port: port number; 0 or None: a free one, see ``server.sockets[0].getsockname()``
-    :param create_server_kwargs: the remaining settings of ``ServerOptions``, such as ``family``, ``reuse_port`` or
-        ``start_serving``
+    :param create_server_kwargs: the remaining settings of ``ServerOptions``, such as ``family``,
+        ``reuse_port`` or ``start_serving``
     :returns: a :class:`Server`, which has the interface of :class:`asyncio.Server`
     :raises OSError: an address cannot be listened on
     :raises TypeError, ValueError: an argument is not valid
@@ -124,7 +126,15 @@ async def ws_create_server(
     def serve(stream: ByteStream) -> None:
         handshake = ServerHandshake(subprotocols=options.subprotocols)
         transport = new_transport(
-            loop, stream, options, handshake, ws_listener_factory, logger, False, ssl is not None, server
+            loop,
+            stream,
+            options,
+            handshake,
+            ws_listener_factory,
+            logger,
+            False,
+            ssl is not None,
+            server,
         )
         server.attach(transport)
         transport._serve()

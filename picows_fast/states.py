@@ -39,7 +39,8 @@ TRANSITIONS: tuple[tuple[WSState, str, WSState], ...] = (
 
 
 class WSDisconnectCause(IntEnum):
-    """What ended a connection: the first of these that happened, ``WSTransport.disconnect_cause``."""
+    """What ended a connection: the first of these that happened,
+    ``WSTransport.disconnect_cause``."""
 
     CLOSE_FRAME = 1
     """The peer sent CLOSE; ``close_handshake`` has the codes (RFC 6455 7.1.5)."""

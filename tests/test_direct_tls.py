@@ -13,7 +13,8 @@ import pytest
 
 import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType
-from picows_fast.net import direct_tls, open as net_open
+from picows_fast.net import direct_tls
+from picows_fast.net import open as net_open
 from picows_fast.net.direct_tls import DirectTlsStream
 from picows_fast.net.tls import TlsStream
 
@@ -55,7 +56,9 @@ async def test_both_sides_use_it(server_tls, client_tls):
 @pytest.mark.parametrize("side", ["server", "client", "both"])
 async def test_stepping_aside(server_tls, client_tls, side, monkeypatch):
     """The other way is taken over the same descriptor, and speaks to this one."""
-    contexts = {"server": [server_tls], "client": [client_tls], "both": [server_tls, client_tls]}[side]
+    contexts = {"server": [server_tls], "client": [client_tls], "both": [server_tls, client_tls]}[
+        side
+    ]
     create = DirectTlsStream.create
 
     class Sometimes:

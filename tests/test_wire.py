@@ -43,8 +43,9 @@ def build(compiler: str, source: Path, output: Path, *options: str) -> None:
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
     assert re.search(r"^utf8: \d{7,} checks, 0 failed$", done.stdout, re.MULTILINE), done.stdout
     return done.stdout
@@ -68,8 +69,11 @@ def require_sanitizers(compiler: str, tmp_path: Path) -> None:
         pytest.skip(f"{compiler} has no sanitizer runtime")
 
 
-@pytest.mark.parametrize("options", [["-O2"], ["-O3", "-march=native"], SANITIZERS],
-                         ids=["O2", "O3-native", "sanitizers"])
+@pytest.mark.parametrize(
+    "options",
+    [["-O2"], ["-O3", "-march=native"], SANITIZERS],
+    ids=["O2", "O3-native", "sanitizers"],
+)
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_every_implementation(compiler: str, options: list[str], tmp_path: Path) -> None:
     if options is SANITIZERS:
@@ -119,15 +123,23 @@ def test_older_x86_cpus(cpu: str, expected: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=lambda header: header.name)
-@pytest.mark.parametrize(("compiler", "standard"), [
-    ("gcc", "c99"), ("clang", "c99"), ("g++", "c++17"), ("clang++", "c++17"),
-])
+@pytest.mark.parametrize(
+    ("compiler", "standard"),
+    [
+        ("gcc", "c99"),
+        ("clang", "c99"),
+        ("g++", "c++17"),
+        ("clang++", "c++17"),
+    ],
+)
 def test_each_header_alone(compiler: str, standard: str, header: Path, tmp_path: Path) -> None:
     """A header needs no other before it, may come twice, and warns of nothing it leaves unused."""
     language = "c++" if standard.startswith("c++") else "c"
     source = tmp_path / "alone.c"
-    source.write_text(f'#include "wire/{header.name}"\n#include "wire/{header.name}"\n'
-                      "int one_symbol(void);\nint one_symbol(void) { return 1; }\n")
+    source.write_text(
+        f'#include "wire/{header.name}"\n#include "wire/{header.name}"\n'
+        "int one_symbol(void);\nint one_symbol(void) { return 1; }\n"
+    )
     build(compiler, source, tmp_path / "alone.o", "-x", language, f"-std={standard}", "-O2", "-c")
 
 
@@ -155,16 +167,24 @@ def test_what_a_header_may_use(header: Path) -> None:
     """Only the C library's types and memcpy, and the intrinsics: no Python.h, allocation or I/O."""
     text = header.read_text()
     included = set(re.findall(r"^#include\s*(\S+)", text, re.MULTILINE))
-    assert included <= {"<stddef.h>", "<stdint.h>", "<string.h>", "<immintrin.h>",
-                        "<emmintrin.h>", "<intrin.h>", "<arm_neon.h>"}
+    assert included <= {
+        "<stddef.h>",
+        "<stdint.h>",
+        "<string.h>",
+        "<immintrin.h>",
+        "<emmintrin.h>",
+        "<intrin.h>",
+        "<arm_neon.h>",
+    }
     assert not re.search(r"\b(malloc|calloc|realloc|free|printf|fprintf|abort|exit)\s*\(", text)
 
 
 def test_pxd_declares_what_the_headers_define() -> None:
     """Nothing in wire.pxd is missing from the headers, and no error code from wire.pxd."""
     declared = set(re.findall(r"\b(?:pf|PF)_\w+", (PACKAGE / "wire.pxd").read_text()))
-    defined = {name for header in HEADERS
-               for name in re.findall(r"\b(?:pf|PF)_\w+", header.read_text())}
+    defined = {
+        name for header in HEADERS for name in re.findall(r"\b(?:pf|PF)_\w+", header.read_text())
+    }
     assert declared <= defined
     errors = {name for name in defined if re.match(r"PF_(ERR|FRAME|OPCODE)_", name)}
     assert errors - {"PF_ERR_"} <= declared

@@ -23,7 +23,8 @@ __all__ = ["open_stream", "socket_stream", "uses_loop_transport", "with_tls"]
 
 
 def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
-    """Whether bytes go through a transport of the loop's: if it is wanted, or nothing else is possible."""
+    """Whether bytes go through a transport of the loop's: if it is wanted, or nothing else is
+    possible."""
     if TcpStream is None or type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         return True
     if hasattr(asyncio, "ProactorEventLoop") and isinstance(loop, asyncio.ProactorEventLoop):

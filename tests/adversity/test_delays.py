@@ -151,8 +151,8 @@ async def test_a_link_that_stalls(contexts, io_options, stalled, caplog):
                 proxy.url,
                 ssl_context=contexts and contexts.client,
                 enable_auto_ping=True,
-                auto_ping_idle_timeout=0.03,
-                auto_ping_reply_timeout=0.03,
+                auto_ping_idle_timeout=0.1,
+                auto_ping_reply_timeout=0.1,
                 close_timeout=0.05,
                 **io_options,
             )

@@ -458,6 +458,8 @@ cdef class WSTransport(StreamHandler):
             raise ValueError("close code 0 must not be sent (RFC 6455 7.4)")
         if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
             return 0
+        if self.trace:
+            self.logger.log(PICOWS_DEBUG_LL, "%r: sending CLOSE, %d bytes", self, len(payload))
         size = write_frame(
             self.scratch, WSMsgType.CLOSE, True, 0, <const uint8_t*> PyBytes_AS_STRING(payload), len(payload),
             self.is_client_side,

@@ -16,6 +16,7 @@ from picows_fast import (
     WSMsgType,
     WSPeerProtocolError,
     WSViolation,
+    build_close_payload,
     build_frame,
 )
 from picows_fast.layers.messages import MessageAssembler
@@ -197,7 +198,17 @@ def _close_payload(source: Source) -> bytes:
         return source.take(form % 8)
     code = source.choice(_CLOSE_CODES) if form < 192 else source.byte() << 8 | source.byte()
     reason = b"".join(source.choice(_TEXT) for _ in range(form % 8))
-    return code.to_bytes(2, "big") + reason
+    payload = code.to_bytes(2, "big") + reason
+    try:
+        built = build_close_payload(code, reason)
+    except ValueError as error:
+        assert str(error)
+        assert not models.is_close_payload(payload) or len(payload) > 125
+    else:
+        assert built == (payload if code else b"")
+        assert models.is_close_payload(built)
+        assert len(built) <= 125
+    return payload
 
 
 def _encode(opcode: int, payload: bytes, fin: bool, rsv: int, key: bytes, defects: int) -> bytes:
@@ -213,9 +224,28 @@ def _encode(opcode: int, payload: bytes, fin: bool, rsv: int, key: bytes, defect
     code = {0: size, 2: 126, 8: 127}[width]
     head = bytes([0x80 * fin | rsv << 4 | opcode, 0x80 * bool(key) | code]) + length + key
     encoded = head + (xor(payload, key) if key else payload)
-    if not defects and opcode in (0, 1, 2, 8, 9, 10) and (opcode < 8 or size <= 125) and not key:
-        assert encoded == build_frame(WSMsgType(opcode), payload, fin=fin)
+    if not defects:
+        _check_building(opcode, payload, fin, bool(key), encoded)
     return encoded
+
+
+def _check_building(opcode: int, payload: bytes, fin: bool, masked: bool, expected: bytes) -> None:
+    """The package builds the same frame; masked, with a key of its own."""
+    msg_type = WSMsgType(opcode)
+    try:
+        built = build_frame(msg_type, payload, fin=fin, mask=masked)
+    except ValueError as error:
+        assert str(error)
+        assert opcode >= models.CLOSE
+        assert len(payload) > 125
+        return
+    assert opcode < models.CLOSE or len(payload) <= 125
+    if masked:
+        start = len(built) - len(payload)
+        assert built[: start - 4] == expected[: start - 4]
+        assert xor(built[start:], built[start - 4 : start]) == payload
+    else:
+        assert built == expected
 
 
 def _spoil(source: Source, sent: bytearray) -> None:

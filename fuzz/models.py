@@ -156,6 +156,14 @@ def _check_close(payload: bytes, end: int) -> None:
         raise _FoundError(WSViolation.CLOSE_REASON_UTF8, end)
 
 
+def is_close_payload(payload: bytes) -> bool:
+    try:
+        _check_close(payload, 0)
+    except _FoundError:
+        return False
+    return True
+
+
 def is_utf8(data: bytes) -> bool:
     try:
         data.decode("utf-8")

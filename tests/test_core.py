@@ -85,7 +85,11 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize(("message", "payload"), PAYLOADS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    PAYLOADS,
+    ids=[f"{type(message).__name__}{len(payload)}" for message, payload in PAYLOADS],
+)
 async def test_kinds_of_messages(side, message, payload):
     async with connected(side) as pair:
         pair.transport.send(WSMsgType.BINARY, message)
@@ -126,7 +130,8 @@ async def test_fragments(link):
             (WSMsgType.CONTINUATION, "c", True),
         ):
             pair.transport.send(msg_type, text, fin)
-            await pair.peer.send(msg_type, text, fin=fin)
+            if msg_type != WSMsgType.PING:  # the answer would be among what is read below
+                await pair.peer.send(msg_type, text, fin=fin)
         got = [await pair.peer.read_frame() for _ in range(4)]
         assert [payload for _, payload in got] == [b"a", b"b", b"p", b"c"]
         assert [kind for kind, _ in got] == [1, 0, 9, 0]

@@ -87,7 +87,7 @@ def contexts(
     return Contexts(server_tls, client_tls) if request.param else None
 
 
-@pytest.fixture(params=["plain", "tls", "loop-transport"])
+@pytest.fixture(params=["plain", "tls", "loop-transport", "tls-loop-transport"])
 def link(
     request: pytest.FixtureRequest,
     side: str,
@@ -98,8 +98,8 @@ def link(
     return functools.partial(
         connected,
         side,
-        contexts=Contexts(server_tls, client_tls) if request.param == "tls" else None,
-        use_loop_transport=request.param == "loop-transport",
+        contexts=Contexts(server_tls, client_tls) if "tls" in request.param else None,
+        use_loop_transport="loop-transport" in request.param,
     )
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import ssl
+import sys
 
 import pytest
 
@@ -79,6 +80,20 @@ async def cutting_proxy(url, size):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# --- Which stream
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX has them")
+async def test_descriptors_are_read_and_written_directly(side, server_tls, client_tls):
+    """A native stream that cannot be imported would go unnoticed otherwise."""
+    async with connected(side) as pair:
+        assert type(pair.transport.underlying_transport).__name__ == "TcpStream"
+    async with connected(side, use_loop_transport=True) as pair:
+        assert type(pair.transport.underlying_transport).__name__ == "ForeignStream"
+    async with connected(side, contexts=Contexts(server_tls, client_tls)) as pair:
+        assert type(pair.transport.underlying_transport).__name__ == "DirectTlsStream"
 
 
 # --- TLS records, cut anywhere
@@ -334,7 +349,8 @@ async def test_server_changes_keys(certificate_file, client_tls, version, comman
                 await asyncio.sleep(0.001)
             tool.write(picows_fast.build_frame(WSMsgType.TEXT, b"update %d\n" % i))
             assert (await client.frame(i))[1] == b"update %d\n" % i
-            transport.send(WSMsgType.BINARY, bytes(100_000))
+            # Nobody reads what the tool prints, so it must fit into a pipe.
+            transport.send(WSMsgType.BINARY, bytes(20_000))
         assert not transport.is_disconnected
         transport.disconnect(graceful=False)
         await client.closed()

@@ -1,7 +1,7 @@
 # What a developer can run. Each target works in a fresh clone; dev.py does the work.
 PYTHON ?= python3
 
-.PHONY: help build demo test lint types sanitize conformance bench clean
+.PHONY: help build demo test lint types sanitize fuzz conformance bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -23,6 +23,10 @@ types: ## mypy --strict, and the stubs against the binaries
 
 sanitize: ## the tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) dev.py sanitize
+
+SECONDS ?= 60
+fuzz: ## the fuzzers, SECONDS=60 each
+	$(PYTHON) dev.py fuzz $(SECONDS)
 
 conformance: ## the Autobahn test suite against server and client; needs a Python 2.7
 	$(PYTHON) dev.py conformance

@@ -4,7 +4,9 @@ compiler.
     python3 dev.py demo [options]       the demo, built and running
     python3 dev.py test [pytest args]   the tests
     python3 dev.py conformance [options]   the Autobahn test suite; needs a Python 2.7
-    python3 dev.py lint | types | sanitize | bench [options] | build | clean
+    python3 dev.py fuzz [SECONDS] [TARGET ...]   the fuzzers; needs clang and atheris
+    python3 dev.py sanitize [pytest args]   the tests with address and undefined behaviour checks
+    python3 dev.py lint | types | bench [options] | build | clean
 
 The first call makes a virtual environment in .venv (or where $VENV says) and builds the package in
 place; later ones build what has changed. Tests that need a compiler or emulator that is not
@@ -37,10 +39,10 @@ EXTENSIONS = (
 )
 
 
-def run(*command: str | Path, **environment: str) -> None:
+def run(*command: str | Path, folder: Path = ROOT, **environment: str) -> None:
     """Run a command in the checkout; end this program with its exit code if it fails."""
     result = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=os.environ | environment, check=False
+        [str(part) for part in command], cwd=folder, env=os.environ | environment, check=False
     )
     if result.returncode:
         sys.exit(result.returncode)
@@ -65,16 +67,30 @@ def prepare() -> None:
         build()
 
 
-def build(**environment: str) -> None:
-    run(
-        PYTHON,
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--inplace",
-        *(["--force"] if environment else []),
-        **environment,
-    )
+def build(folder: Path = ROOT, **environment: str) -> None:
+    run(PYTHON, "setup.py", "-q", "build_ext", "--inplace", folder=folder, **environment)
+
+
+def copy_sources(folder: Path) -> None:
+    """Make `folder` a copy of the checkout, without what was built there; its own builds stay."""
+
+    def ignored(_: str, names: list[str]) -> set[str]:
+        generated = {name.removesuffix(".pyx") + ".c" for name in names if name.endswith(".pyx")}
+        return {
+            name
+            for name in names
+            if name in generated or name == "__pycache__" or name.endswith((".so", ".pyd"))
+        }
+
+    shutil.rmtree(folder / "tests", ignore_errors=True)  # a test that is gone must not run
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in ROOT.iterdir():
+        if path.name.startswith(".") or path in (VENV, ROOT / "build", ROOT / "dist"):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy2(path, folder)
 
 
 def demo(arguments: list[str]) -> None:
@@ -97,27 +113,37 @@ def types(arguments: list[str]) -> None:
 
 
 def sanitize(arguments: list[str]) -> None:
-    """The tests with AddressSanitizer and UndefinedBehaviorSanitizer in the extension modules."""
-    build(PICOWS_FAST_SANITIZE="1")
-    try:
-        libraries = [
-            subprocess.run(
-                ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-        ]
-        run(
-            PYTHON,
-            "-m",
-            "pytest",
-            *arguments,
-            LD_PRELOAD=" ".join(libraries),
-            ASAN_OPTIONS="detect_leaks=0",
-            PYTHONMALLOC="malloc",
-            PICOWS_FAST_SANITIZE="1",
-        )
-    finally:
-        build(PICOWS_FAST_SANITIZE="0")
+    """The tests with sanitizers in the extension modules, which are built in a copy."""
+    copy = ROOT / "build" / "sanitize"
+    copy_sources(copy)
+    build(copy, PICOWS_FAST_SANITIZE="1")
+    libraries = [
+        subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    # Every Python that the tests start has to load the sanitizers' runtime first; compilers, and
+    # the programs that they build, must not. So Python is started by a script that says so, and
+    # forgets it once it runs.
+    python = copy / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        f'export LD_PRELOAD="{" ".join(libraries)}" ASAN_OPTIONS=detect_leaks=0\n'
+        f'exec "{PYTHON}" "$@"\n'
+    )
+    python.chmod(0o755)
+    (copy / "sitecustomize.py").write_text(
+        f"import os, sys\n\nos.environ.pop('LD_PRELOAD', None)\nsys.executable = {str(python)!r}\n"
+    )
+    feeds = os.environ.get("PICOWS_FAST_FEEDS", str(ROOT.parent / "shared" / "feeds"))
+    environment = {"PYTHONMALLOC": "malloc", "PYTHONPATH": str(copy), "PICOWS_FAST_FEEDS": feeds}
+    run(python, "-m", "pytest", *arguments, folder=copy, **environment)
+
+
+def fuzz(arguments: list[str]) -> None:
+    # If there is no atheris for this Python, the fuzzers say so.
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--group", "fuzz"]
+    subprocess.run(pip, cwd=ROOT, check=False)
+    run(PYTHON, "-m", "fuzz", *arguments)
 
 
 def conformance(arguments: list[str]) -> None:
@@ -145,6 +171,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "lint": lint,
     "types": types,
     "sanitize": sanitize,
+    "fuzz": fuzz,
     "conformance": conformance,
     "bench": bench,
     "build": lambda arguments: None,

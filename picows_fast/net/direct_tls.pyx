@@ -235,8 +235,9 @@ cdef class DirectTlsStream(TcpStream):
                 self.loop.call_soon(self._on_readable)
             if openssl.BIO_ctrl_pending(self.records):
                 self._send_answers()
-            if filled and self.held and not self.corks:
-                self._flush_held()      # a write may have waited for what was read
+            if self.held and not self.corks:
+                # A write may have waited for what was read, be it only the rest of a renegotiation.
+                self._flush_held()
         return filled > 0
 
     cdef int _read_failed_with(self, int error, int system_error) except -1:

@@ -536,13 +536,15 @@ async def test_records_that_do_not_belong(side, io_options, name, server_tls, cl
 
 
 @pytest.mark.parametrize("unread", [False, True], ids=["open", "closing"])
-async def test_flood_over_tls_is_bounded_in_openssl_too(side, unread, server_tls, client_tls):
+async def test_flood_over_tls_is_bounded_in_openssl_too(
+    side, io_options, unread, server_tls, client_tls
+):
     """tracemalloc does not see what OpenSSL holds: the process grows by less than 16 MiB in a flood
     of 64 MiB, also when the connection is being ended and nobody reads any more.
     """
     listener = Counter()
     async with connected(
-        side, listener, contexts=Contexts(server_tls, client_tls), close_timeout=2
+        side, listener, contexts=Contexts(server_tls, client_tls), close_timeout=2, **io_options
     ) as pair:
         unit = pair.peer.frame(BINARY, bytes(16_000))
         await flood(pair.peer, unit, MIB)  # buffers that are kept
@@ -554,7 +556,7 @@ async def test_flood_over_tls_is_bounded_in_openssl_too(side, unread, server_tls
 
 
 @pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
-async def test_key_updates_for_ever(side, server_tls, client_tls, caplog):
+async def test_key_updates_for_ever(side, io_options, server_tls, client_tls, caplog):
     """Each KeyUpdate may ask for one in return (RFC 8446 4.6.3): a peer that asks on and reads
     nothing is given up when 64 KiB of answers wait for it.
     """
@@ -567,6 +569,7 @@ async def test_key_updates_for_ever(side, server_tls, client_tls, caplog):
             contexts=Contexts(server_tls, client_tls),
             small_buffers=True,
             close_timeout=CLOSE_TIMEOUT,
+            **io_options,
         ) as pair:
             with contextlib.suppress(OSError):
                 while pair.transport.state != WSState.CLOSED:
@@ -584,10 +587,11 @@ async def test_key_updates_for_ever(side, server_tls, client_tls, caplog):
 
 
 @pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
-async def test_key_updates_by_a_peer_that_reads(side, server_tls, client_tls):
+async def test_key_updates_by_a_peer_that_reads(side, io_options, server_tls, client_tls):
     """However many there are, they are answered."""
     listener = Counter()
-    async with connected(side, listener, contexts=Contexts(server_tls, client_tls)) as pair:
+    contexts = Contexts(server_tls, client_tls)
+    async with connected(side, listener, contexts=contexts, **io_options) as pair:
         for _ in range(40):
             for _ in range(100):
                 ask_for_key_update(pair.peer.tls)

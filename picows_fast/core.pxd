@@ -162,6 +162,7 @@ cdef class WSTransport(StreamHandler):
     cdef int _on_close_frame(self, WSFrame frame) except -1
     cdef int _after_close_received(self) except -1
     cdef bint _is_pong(self, WSFrame frame) except -1
+    cdef bint _is_awaited(self, WSFrame frame) except -1
     cdef int _on_pong(self, WSFrame frame) except -1
     cdef int _update_pong_expected(self) except -1
     cdef object _ping(self)

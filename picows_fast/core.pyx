@@ -747,7 +747,7 @@ cdef class WSTransport(StreamHandler):
             return self._on_close_frame(frame)
         if self.is_close_frame_sent:
             return 0        # only the peer's CLOSE is awaited
-        if self.pong_expected and self._is_pong(frame):
+        if self.pong_expected and self._is_pong(frame) and self._is_awaited(frame):
             return self._on_pong(frame)
         if frame.msg_type == WSMsgType.PING and self.options.enable_auto_pong:
             return self._answer_ping(frame)
@@ -826,6 +826,12 @@ cdef class WSTransport(StreamHandler):
         if not self.asks_pong:
             return frame.msg_type == WSMsgType.PONG
         return bool((<object> self.ws_listener).is_user_specific_pong(frame))
+
+    cdef bint _is_awaited(self, WSFrame frame) except -1:
+        """Whether this pong is for us: the application may have pinged, too."""
+        if self.auto_ping is not None and self.auto_ping.awaiting_pong:
+            return True
+        return self.round_trips is not None and self.round_trips.is_awaited(frame.get_payload_as_bytes())
 
     cdef int _on_pong(self, WSFrame frame) except -1:
         cdef bytes payload = frame.get_payload_as_bytes() if frame is not None else b""

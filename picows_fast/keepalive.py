@@ -114,16 +114,20 @@ class RoundTrips:
         self._unanswered += 1
         return self._sent.to_bytes(8, "big")
 
+    def is_awaited(self, payload: bytes) -> bool:
+        """Return whether this pong answers any measuring ping."""
+        if not self._numbered:
+            return self._unanswered > 0
+        number = int.from_bytes(payload, "big") if len(payload) == 8 else 0
+        return self._sent - self._unanswered < number <= self._sent
+
     def pong_received(self, payload: bytes) -> bool:
         """Return whether this pong answers the newest measuring ping; earlier ones count as
         answered with it."""
-        if not self._numbered:
-            if self._unanswered:
-                self._unanswered -= 1
-                return self._unanswered == 0
+        if not self.is_awaited(payload):
             return False
-        number = int.from_bytes(payload, "big") if len(payload) == 8 else 0
-        if not self._sent - self._unanswered < number <= self._sent:
-            return False
-        self._unanswered = self._sent - number
+        if self._numbered:
+            self._unanswered = self._sent - int.from_bytes(payload, "big")
+        else:
+            self._unanswered -= 1
         return self._unanswered == 0

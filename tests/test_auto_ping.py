@@ -351,6 +351,23 @@ async def test_cancelled_measurement(link, listener):
     assert [frame[1] for frame in pair.listener.frames] == [b"marker"]
 
 
+async def test_pongs_for_the_applications_own_pings_are_delivered(link):
+    """While a measurement runs, and after one that was given up without an answer."""
+    async with link() as pair:
+        measuring = asyncio.create_task(pair.transport.measure_roundtrip_time(1))
+        _, number = await pair.peer.read_frame()
+        await pair.peer.send(PONG, "mine")
+        assert await pair.listener.frame(0) == (PONG, b"mine", True)
+        await pair.peer.send(PONG)
+        assert await pair.listener.frame(1) == (PONG, b"", True)
+        measuring.cancel()
+        await pair.peer.send(PONG, "again")
+        assert await pair.listener.frame(2) == (PONG, b"again", True)
+        await pair.peer.send(PONG, number)  # late, and still ours
+        await pair.peer.send(PONG, number)  # but only once
+        assert await pair.listener.frame(3) == (PONG, number, True)
+
+
 @pytest.mark.parametrize("way", ["peer", "disconnect", "abort", "CLOSE"])
 async def test_measuring_while_the_connection_ends(link, way):
     async with link(enable_auto_close=True) as pair:

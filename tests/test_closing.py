@@ -645,6 +645,42 @@ def test_fatal_errors_reach_the_loop(side, io_options, name, kind):
             loop.close()
 
 
+def test_keyboard_interrupt_in_on_ws_connected(side, io_options):
+    """It reaches the loop, ws_connect fails, and the connection is ended on both sides."""
+    for new_loop in loop_factories():
+        loop = new_loop()
+        listeners = {
+            "client": Recorder,
+            "server": Recorder,
+            side: lambda: Failing("on_ws_connected", KeyboardInterrupt()),
+        }
+
+        async def scenario():
+            make_server = listeners["server"]  # noqa: B023
+            async with serving(lambda request: make_server(), **io_options) as url:
+                _, client = await picows_fast.ws_connect(
+                    listeners["client"],  # noqa: B023
+                    url,
+                    **io_options,
+                )
+                await client.closed()
+
+        task = loop.create_task(scenario())
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(task)
+            while not task.done():
+                with contextlib.suppress(RuntimeError):  # uvloop stops once more
+                    loop.run_until_complete(asyncio.wait([task], timeout=TIMEOUT))
+            if side == "client":
+                assert isinstance(task.exception(), WSConnectionClosedError)
+                assert task.exception().cause == WSDisconnectCause.CALLBACK_ERROR
+            else:
+                assert task.exception() is None
+        finally:
+            loop.close()
+
+
 def loop_factories():
     yield asyncio.new_event_loop
     try:
@@ -840,6 +876,33 @@ async def test_handshake_failed_at_the_client():
         with pytest.raises(picows_fast.WSInvalidStatusError) as caught:
             await picows_fast.ws_connect(Recorder, url)
         assert caught.value.response.status == 404
+
+
+async def test_causes_of_connections_that_never_opened(io_options, caplog):
+    """Nobody gets the transport of one, so its cause is in the log."""
+    caplog.set_level(logging.DEBUG, "picows_fast")
+    async with serving(
+        lambda request: None, websocket_handshake_timeout=0.1, close_timeout=0.1, **io_options
+    ) as url:
+        with pytest.raises(picows_fast.WSInvalidStatusError):
+            await picows_fast.ws_connect(Recorder, url, **io_options)
+        parsed = picows_fast.parse_url(url)
+        for request in (b"", b"no HTTP\r\n\r\n"):
+            reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+            writer.write(request)
+            await reader.read()
+            writer.close()
+    causes = [
+        (record.name, record.getMessage().rpartition(": ")[2])
+        for record in caplog.records
+        if record.levelno == logging.DEBUG and record.name.startswith("picows_fast")
+    ]
+    assert sorted(causes) == [
+        ("picows_fast.client", "HANDSHAKE_FAILED"),
+        ("picows_fast.server", "HANDSHAKE_FAILED"),
+        ("picows_fast.server", "HANDSHAKE_FAILED"),
+        ("picows_fast.server", "HANDSHAKE_TIMEOUT"),
+    ]
 
 
 async def test_certificate_that_is_not_trusted(server_tls, io_options):

@@ -98,7 +98,8 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    run(PYTHON, "-m", "pytest", *arguments)
+    # Most tests wait for a peer most of the time, so more may run at once than there are cores.
+    run(PYTHON, "-m", "pytest", *(arguments or ["-n", "4"]))
 
 
 def lint(arguments: list[str]) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from typing import TYPE_CHECKING
 
 from .foreign import ForeignStream
 from .tls import TlsStream
 
-try:
+if sys.platform != "win32":
     from .direct_tls import DirectTlsStream
     from .tcp import TcpStream
-except ImportError:  # not a POSIX system
-    DirectTlsStream = TcpStream = None  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
     from .stream import ByteStream
@@ -23,9 +22,8 @@ __all__ = ["open_stream", "socket_stream", "uses_loop_transport", "with_tls"]
 
 
 def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
-    """Whether bytes go through a transport of the loop's: if it is wanted, or nothing else is
-    possible."""
-    if TcpStream is None or type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
+    """Whether bytes go through a transport of the loop's: if wanted, or if nothing else can be."""
+    if sys.platform == "win32" or type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         return True
     if hasattr(asyncio, "ProactorEventLoop") and isinstance(loop, asyncio.ProactorEventLoop):
         return True

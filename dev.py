@@ -124,11 +124,13 @@ def sanitize(arguments: list[str]) -> None:
     ]
     # Every Python that the tests start has to load the sanitizers' runtime first; compilers, and
     # the programs that they build, must not. So Python is started by a script that says so, and
-    # forgets it once it runs.
+    # forgets it once it runs. The quarantine is what is kept of freed memory, to notice its use; by
+    # default it is larger than what the tests of memory allow.
+    settings = "detect_leaks=0:quarantine_size_mb=8"
     python = copy / "python"
     python.write_text(
         "#!/bin/sh\n"
-        f'export LD_PRELOAD="{" ".join(libraries)}" ASAN_OPTIONS=detect_leaks=0\n'
+        f'export LD_PRELOAD="{" ".join(libraries)}" ASAN_OPTIONS={settings}\n'
         f'exec "{PYTHON}" "$@"\n'
     )
     python.chmod(0o755)
@@ -137,6 +139,7 @@ def sanitize(arguments: list[str]) -> None:
     )
     feeds = os.environ.get("PICOWS_FAST_FEEDS", str(ROOT.parent / "shared" / "feeds"))
     environment = {"PYTHONMALLOC": "malloc", "PYTHONPATH": str(copy), "PICOWS_FAST_FEEDS": feeds}
+    environment["PICOWS_FAST_SANITIZE"] = "1"
     run(python, "-m", "pytest", *arguments, folder=copy, **environment)
 
 

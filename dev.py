@@ -126,11 +126,13 @@ def sanitize(arguments: list[str]) -> None:
     # the programs that they build, must not. So Python is started by a script that says so, and
     # forgets it once it runs. The quarantine is what is kept of freed memory, to notice its use; by
     # default it is larger than what the tests of memory allow.
-    settings = "detect_leaks=0:quarantine_size_mb=8"
+    log = f"log_path={copy / 'report'}"  # pytest would swallow it
+    asan, ubsan = f"detect_leaks=0:quarantine_size_mb=8:{log}", f"print_stacktrace=1:{log}"
     python = copy / "python"
     python.write_text(
         "#!/bin/sh\n"
-        f'export LD_PRELOAD="{" ".join(libraries)}" ASAN_OPTIONS={settings}\n'
+        f'export LD_PRELOAD="{" ".join(libraries)}"\n'
+        f'export ASAN_OPTIONS="{asan}" UBSAN_OPTIONS="{ubsan}"\n'
         f'exec "{PYTHON}" "$@"\n'
     )
     python.chmod(0o755)
@@ -140,7 +142,16 @@ def sanitize(arguments: list[str]) -> None:
     feeds = os.environ.get("PICOWS_FAST_FEEDS", str(ROOT.parent / "shared" / "feeds"))
     environment = {"PYTHONMALLOC": "malloc", "PYTHONPATH": str(copy), "PICOWS_FAST_FEEDS": feeds}
     environment["PICOWS_FAST_SANITIZE"] = "1"
-    run(python, "-m", "pytest", *arguments, folder=copy, **environment)
+    for report in copy.glob("report.*"):
+        report.unlink()
+    try:
+        run(python, "-m", "pytest", *arguments, folder=copy, **environment)
+    finally:
+        reports = sorted(copy.glob("report.*"))
+        for report in reports:
+            print(report.read_text(errors="replace"))
+    if reports:  # in a process that a test started, and did not notice
+        sys.exit(1)
 
 
 def fuzz(arguments: list[str]) -> None:

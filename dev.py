@@ -126,13 +126,12 @@ def sanitize(arguments: list[str]) -> None:
     # the programs that they build, must not. So Python is started by a script that says so, and
     # forgets it once it runs. The quarantine is what is kept of freed memory, to notice its use; by
     # default it is larger than what the tests of memory allow.
-    log = f"log_path={copy / 'report'}"  # pytest would swallow it
-    asan, ubsan = f"detect_leaks=0:quarantine_size_mb=8:{log}", f"print_stacktrace=1:{log}"
+    asan = f"detect_leaks=0:quarantine_size_mb=8:log_path={copy / 'report'}"
     python = copy / "python"
     python.write_text(
         "#!/bin/sh\n"
         f'export LD_PRELOAD="{" ".join(libraries)}"\n'
-        f'export ASAN_OPTIONS="{asan}" UBSAN_OPTIONS="{ubsan}"\n'
+        f'export ASAN_OPTIONS="{asan}" UBSAN_OPTIONS=print_stacktrace=1\n'
         f'exec "{PYTHON}" "$@"\n'
     )
     python.chmod(0o755)
@@ -145,7 +144,8 @@ def sanitize(arguments: list[str]) -> None:
     for report in copy.glob("report.*"):
         report.unlink()
     try:
-        run(python, "-m", "pytest", *arguments, folder=copy, **environment)
+        # Without --capture=sys, pytest would swallow the last words of its own process.
+        run(python, "-m", "pytest", "--capture=sys", *arguments, folder=copy, **environment)
     finally:
         reports = sorted(copy.glob("report.*"))
         for report in reports:

@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-# cython: boundscheck=False, wraparound=False, initializedcheck=False
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """TLS on a descriptor that we own: OpenSSL reads it by itself, called from C.
 
 Everything about TLS is decided by the caller's :class:`ssl.SSLContext`, which also makes the handshake: the ``ssl``
@@ -73,6 +73,9 @@ cdef enum:
 cdef pf_openssl openssl
 cdef object WantRead = ssl_module.SSLWantReadError
 
+# Who shows it may make a stream: one without OpenSSL's objects must not come into Python code's hands.
+cdef object _maker = object()
+
 
 def _is_available():
     """Whether the ssl module's OpenSSL was found and is laid out as expected; tried on an object of its own."""
@@ -104,6 +107,10 @@ cdef object openssl_error():
 cdef class DirectTlsStream(TcpStream):
     """TLS over a connected, non-blocking socket, which it owns from now on. Made by :meth:`create`."""
 
+    def __cinit__(self, loop, sock, maker=None):
+        if maker is not _maker:
+            raise TypeError("DirectTlsStream objects are made by DirectTlsStream.create()")
+
     @staticmethod
     def create(loop, sock, context, *, bint server_side=False, server_hostname=None, session=None,
                handshake_timeout=None):
@@ -124,7 +131,7 @@ cdef class DirectTlsStream(TcpStream):
         found = pf_ssl_of(&openssl, getattr(tls, "_sslobj", None), context)
         if found == NULL or openssl.SSL_set_rfd(found, sock.fileno()) != 1:
             return None
-        stream = DirectTlsStream(loop, sock)
+        stream = DirectTlsStream(loop, sock, _maker)
         stream.ssl = found
         stream.records = openssl.SSL_get_wbio(found)
         stream.tls = tls

@@ -71,7 +71,8 @@ cdef tuple system_end(int error):
 cdef class TcpStream(ByteStream):
     """A stream over a connected, non-blocking socket, which it owns from now on."""
 
-    def __cinit__(self, loop, sock):
+    # `more` is what a subclass's own takes.
+    def __cinit__(self, loop, sock, *more):
         self.fd = -1
         self.loop = loop
         self.sock = sock

@@ -100,12 +100,14 @@ async def open_listening_sockets(
             bound.setblocking(False)
             if listen:
                 bound.listen(backlog)
-    except OSError as exc:
+    except BaseException as exc:
         address = bound.getsockname()
         for opened in sockets:
             if opened is not sock:
                 opened.close()
-        raise _naming("listen on", address, exc) from exc
+        if isinstance(exc, OSError):
+            raise _naming("listen on", address, exc) from exc
+        raise  # such as a backlog that is no C int
     return sockets
 
 
@@ -193,9 +195,11 @@ def _bind_unix(path: str | bytes) -> socket.socket:
         sock.setblocking(False)
         _remove_stale_socket(path)
         sock.bind(path)
-    except OSError as exc:
+    except BaseException as exc:
         sock.close()
-        raise _naming("bind", path, exc) from exc
+        if isinstance(exc, OSError):
+            raise _naming("bind", path, exc) from exc
+        raise  # such as a path with a NUL inside
     return sock
 
 
@@ -354,9 +358,10 @@ class LoopAcceptor:
         """Begin to accept."""
         for sock in self._sockets:
             server = await self._loop.create_server(
-                self._make_protocol, sock=sock, backlog=self._backlog
+                self._make_protocol, sock=sock, backlog=self._backlog, start_serving=False
             )
-            self._servers.append(server)
+            self._servers.append(server)  # before an await at which we may be cancelled
+            await server.start_serving()
 
     def close(self) -> None:
         """Stop for good and close the listening sockets. May be called again."""

@@ -173,5 +173,9 @@ async def ws_create_server(
         logger=logger,
     )
     if options.start_serving:
-        await server.start_serving()
+        try:
+            await server.start_serving()
+        except BaseException:
+            server.close()
+            raise
     return server

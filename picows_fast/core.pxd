@@ -168,7 +168,7 @@ cdef class WSTransport(StreamHandler):
     cdef object _ping(self)
     cdef int _callback_failed(self, error, str method) except -1
     cdef int _peer_failed(self, error) except -1
-    cdef int _fail(self, cause, int close_code, bytes reason, error) except -1
+    cdef int _fail(self, cause, bytes close_payload, error) except -1
     cdef int _set_cause(self, cause, error) except -1
     cdef int _close_stream(self) except -1
     cdef int _arm(self, double delay) except -1

@@ -139,6 +139,24 @@ cdef WSCloseInfo close_info(bytes payload):
     return info
 
 
+cdef bytes close_payload_of(error):
+    """What CLOSE says when this was raised: a WSProtocolError chooses it, if it is made as it should be."""
+    if isinstance(error, WSProtocolError):
+        try:
+            if error.code != WSCloseCode.NO_INFO:
+                return build_close_payload(error.code, error.close_reason)
+        except Exception:
+            pass        # a subclass with a mind of its own; the error itself is told as it is
+    return build_close_payload(WSCloseCode.INTERNAL_ERROR, None)
+
+
+cdef object as_runtime_error(error):
+    """For a future, which takes no StopIteration; and who waits would take a CancelledError for one of its own."""
+    wrapped = RuntimeError(f"the application's code raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
 # --- Listener --------------------------------------------------------------------------------------
 
 cdef class WSListener:
@@ -411,13 +429,13 @@ cdef class WSTransport(StreamHandler):
         if size == 0 or self.stream.closing:
             return 0
         if 0 <= self.max_backlog < size:
-            self.logger.warning(
-                "%r: %d bytes wait for a peer that does not read; max_write_backlog is %d",
-                self, size, self.max_backlog,
-            )
             self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)
             self.receiving = False
             self.stream.abort()
+            self.logger.warning(
+                "%r: %d bytes waited for a peer that does not read; max_write_backlog is %d",
+                self, size, self.max_backlog,
+            )
             return 0
         return self.stream.check_high_watermark()
 
@@ -574,8 +592,12 @@ cdef class WSTransport(StreamHandler):
                 )
             else:
                 self._serve_request(message)
-        except Exception as error:
+        except BaseException as error:
+            if self.state_code != CONNECTING:
+                raise       # on_ws_connected's, or the log's; the connection is ended
             self._refuse(error)
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
+                raise
         if self.state_code == CONNECTING or self.stream.closing:
             return size
         return size - <Py_ssize_t> len(handshake.trailing_data)
@@ -598,9 +620,7 @@ cdef class WSTransport(StreamHandler):
                 "ws_listener_factory must return a WSListener, a WSUpgradeResponseWithListener or None, "
                 f"got {type(listener).__name__}"
             )
-        response = self.handshake.accept(response)
-        self._send_http(response)
-        return self._upgraded(listener, request, response)
+        return self._upgraded(listener, request, self.handshake.accept(response))
 
     cdef int _send_http(self, message) except -1:
         cdef bytes head = message if isinstance(message, bytes) else message.to_bytes()
@@ -612,7 +632,6 @@ cdef class WSTransport(StreamHandler):
         if not isinstance(listener, WSListener):
             raise TypeError(f"ws_listener_factory must return a WSListener, got {type(listener).__name__}")
         options = self.options
-        self.ws_listener = listener
         self.request = request
         self.response = response
         self.subprotocol = self.handshake.subprotocol
@@ -625,10 +644,14 @@ cdef class WSTransport(StreamHandler):
         self.frame_call = how_to_call(listener, "on_ws_frame", _BASE_ON_WS_FRAME, PF_FRAME_SLOT)
         if self.frame_call == CALL_PYTHON:
             self.frame_method = listener.on_ws_frame
-        self.unfinished_shown = 0 if self.ws_listener.watches_unfinished else -1
+        self.unfinished_shown = 0 if (<WSListener> listener).watches_unfinished else -1
         self.asks_pong = who_overrides(listener, "is_user_specific_pong", _BASE_IS_PONG) is not None
         self.trace = self.logger.isEnabledFor(PICOWS_DEBUG_LL)
+        # Nothing above has told anybody yet, and so it can still be refused.
+        if not self.is_client_side:
+            self._send_http(response)
         self._disarm()
+        self.ws_listener = listener
         self.handshake = None
         self.listener_factory = None
         self.state_code = OPEN
@@ -642,10 +665,10 @@ cdef class WSTransport(StreamHandler):
                 self.last_received,
             )
             self._arm(self.auto_ping.deadline - self.last_received)
-        if self.logger.isEnabledFor(logging.DEBUG):
-            self.logger.debug("%r: open, %s", self, request.path)
         try:
             (<object> self.ws_listener).on_ws_connected(self)
+            if self.logger.isEnabledFor(logging.DEBUG):
+                self.logger.debug("%r: open, %s", self, request.path)
         except BaseException as error:
             self._callback_failed(error, "on_ws_connected")
         if self.connected_future is not None and not self.connected_future.done():
@@ -661,18 +684,23 @@ cdef class WSTransport(StreamHandler):
         if self.stream.closing:
             return 0
         refusal = self.handshake.reject(error)
+        self._send_http(refusal)
+        self._set_cause(WSDisconnectCause.HANDSHAKE_FAILED, error)
+        self._close_stream()
         if refusal.status == 500:
             # Its text is for the operator, not for the peer.
             self.logger.error("%r: ws_listener_factory failed", self, exc_info=error)
         else:
             self.logger.info("%r: refused: %s", self, error)
-        self._send_http(refusal)
-        self._set_cause(WSDisconnectCause.HANDSHAKE_FAILED, error)
-        return self._close_stream()
+        return 0
 
     cdef int _handshake_failed(self, cause, error) except -1:
         self._set_cause(cause, error)
-        if self.connected_future is not None and not self.connected_future.done():
+        # KeyboardInterrupt and SystemExit are raised to the event loop; a task that was given them would raise them again.
+        if (self.connected_future is not None and not self.connected_future.done()
+                and not isinstance(error, (KeyboardInterrupt, SystemExit))):
+            if isinstance(error, (StopIteration, asyncio.CancelledError)):
+                error = as_runtime_error(error)
             self.connected_future.set_exception(error)
         self.stream.abort()
         return 0
@@ -965,8 +993,9 @@ cdef class WSTransport(StreamHandler):
             return self._arm(self.auto_ping.deadline - now)
         action = self.auto_ping.on_timer(now, self.last_received)
         if action == PingAction.DEAD:
+            self._fail(WSDisconnectCause.PING_TIMEOUT, build_close_payload(WSCloseCode.GOING_AWAY, b"no pong"), None)
             self.logger.info("%r: no pong within %s s", self, self.options.auto_ping_reply_timeout)
-            return self._fail(WSDisconnectCause.PING_TIMEOUT, WSCloseCode.GOING_AWAY, b"no pong", None)
+            return 0
         if action == PingAction.PING:
             self.auto_ping.ping_sent(now)
             self._update_pong_expected()
@@ -980,7 +1009,7 @@ cdef class WSTransport(StreamHandler):
         self._set_cause(WSDisconnectCause.HANDSHAKE_TIMEOUT, None)
         return self._refuse(TimeoutError("the opening handshake was not finished in time"))
 
-    # --- The end
+    # --- The end: first what is to be done, then what is to be logged, which may run anybody's code and raise
 
     cdef int _set_cause(self, cause, error) except -1:
         if self.disconnect_cause is None:
@@ -990,38 +1019,36 @@ cdef class WSTransport(StreamHandler):
 
     cdef int _callback_failed(self, error, str method) except -1:
         """A listener's method raised."""
-        cdef int code = WSCloseCode.INTERNAL_ERROR
-        cdef bytes reason = b""
+        cdef bint fatal, ends, told
         if isinstance(error, WSPeerProtocolError):
             return self._peer_failed(error)     # found by a listener, and the peer's doing all the same
         fatal = not isinstance(error, Exception)
         ends = self.options.disconnect_on_exception or fatal or method == "on_ws_connected"
-        if ends and self.is_client_side and self.callback_error is None:
+        told = ends and self.is_client_side and self.callback_error is None
+        if told:
             self.callback_error = error     # for wait_disconnected(), whatever else ends the connection
-        else:
-            self.logger.error("%r: %s raised", self, method, exc_info=error)
         if ends:
-            if isinstance(error, WSProtocolError) and pf_close_code_valid(<unsigned int> error.code):
-                code = error.code
-                reason = error.close_reason
-            self._fail(WSDisconnectCause.CALLBACK_ERROR, code, reason, error)
+            self._fail(WSDisconnectCause.CALLBACK_ERROR, close_payload_of(error), error)
+        if not told:
+            self.logger.error("%r: %s raised", self, method, exc_info=error)
         if fatal and not isinstance(error, asyncio.CancelledError):
             raise error     # KeyboardInterrupt and SystemExit are the event loop's business
         return 0
 
     cdef int _peer_failed(self, error) except -1:
         """The peer's frames break the protocol, whoever found it out."""
+        self._fail(WSDisconnectCause.PROTOCOL_ERROR, close_payload_of(error), error)
         self.logger.info("%r: %s", self, error)
-        return self._fail(WSDisconnectCause.PROTOCOL_ERROR, error.code, error.close_reason, error)
+        return 0
 
-    cdef int _fail(self, cause, int close_code, bytes reason, error) except -1:
+    cdef int _fail(self, cause, bytes close_payload, error) except -1:
         """The one way in which a connection fails (RFC 6455 7.1.7): CLOSE, flush, FIN, deadline, abort."""
         self.receiving = False
         if self.state_code == CLOSED or self.stream.closing:
             return 0
         self._set_cause(cause, error)
         if not self.is_close_frame_sent:
-            self._send_close_payload(build_close_payload(close_code, reason))
+            self._send_close_payload(close_payload)
         return self._close_stream()
 
     cdef int _close_stream(self) except -1:
@@ -1039,15 +1066,17 @@ cdef class WSTransport(StreamHandler):
                     self.handshake.receive_eof()
                 except WSHandshakeError as eof_error:
                     error = eof_error
-            if not self.is_client_side:
-                self.logger.info("%r: opening handshake not finished: %s", self, error)
             if end == StreamEnd.TLS_FAILED:
                 # The stream still has an alert to send.
                 if self.connected_future is not None and not self.connected_future.done():
                     self.connected_future.set_exception(error)
                 self._set_cause(cause, error)
-                return self._close_stream()
-            return self._handshake_failed(cause, error)
+                self._close_stream()
+            else:
+                self._handshake_failed(cause, error)
+            if not self.is_client_side:
+                self.logger.info("%r: opening handshake not finished: %s", self, error)
+            return 0
         self._set_cause(cause, error)
         return self._close_stream()
 
@@ -1081,8 +1110,6 @@ cdef class WSTransport(StreamHandler):
         self.handshake = self.listener_factory = self.frame_method = self.listener_state = None
         if self.disconnect_cause is None:
             self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
-        if self.logger.isEnabledFor(logging.DEBUG):
-            self.logger.debug("%r: %s", self, self.disconnect_cause.name)
         try:
             if listener is not None:
                 (<object> listener).on_ws_disconnected(self)
@@ -1094,6 +1121,8 @@ cdef class WSTransport(StreamHandler):
                 self.server.detach(self)
                 self.server = None
             self._settle_futures()
+        if self.logger.isEnabledFor(logging.DEBUG):
+            self.logger.debug("%r: %s", self, self.disconnect_cause.name)
         return 0
 
     def _settle_futures(self):
@@ -1105,10 +1134,8 @@ cdef class WSTransport(StreamHandler):
                 future.set_exception(closed)
         self.connected_future = None
         error = self.callback_error
-        if isinstance(error, StopIteration):
-            # A future takes any exception but this.
-            error = RuntimeError(f"a listener's method raised {error!r}")
-            error.__cause__ = self.callback_error
+        if isinstance(error, (StopIteration, asyncio.CancelledError)):
+            error = as_runtime_error(error)
         elif isinstance(error, (KeyboardInterrupt, SystemExit)):
             error = None        # the event loop has had it
         elif error is None and self.is_client_side and cause == WSDisconnectCause.PROTOCOL_ERROR:

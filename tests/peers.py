@@ -276,7 +276,14 @@ async def connected(
                 )
             )
             stack.callback(connecting.cancel)
-            sock, _ = await asyncio.get_running_loop().sock_accept(listening)
+            accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(listening))
+            stack.callback(accepting.cancel)
+            await asyncio.wait(
+                {accepting, connecting}, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not accepting.done():
+                connecting.result()  # says why nobody comes
+            sock, _ = await accepting
             peer = Peer(sock, is_client=False, context=contexts and contexts.server)
             stack.callback(peer.close)
             if contexts is not None:
@@ -299,7 +306,7 @@ async def connected(
             transport = listener.transport
         if small_buffers:
             ours = transport.underlying_transport.get_extra_info("socket")
-            with contextlib.suppress(OSError, AttributeError):  # closed already
+            with contextlib.suppress(OSError, AttributeError, ValueError):  # closed already
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
         try:
             yield Link(transport, listener, peer)

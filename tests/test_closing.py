@@ -645,38 +645,46 @@ def test_fatal_errors_reach_the_loop(side, io_options, name, kind):
             loop.close()
 
 
-def test_keyboard_interrupt_in_on_ws_connected(side, io_options):
-    """It reaches the loop, ws_connect fails, and the connection is ended on both sides."""
+@pytest.mark.parametrize("name", ["on_ws_connected", "factory"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_fatal_errors_while_it_opens(side, io_options, name, kind):
+    """They reach the loop, once; ws_connect fails, and the connection is ended on both sides."""
+
+    def fail(*request):
+        if name == "factory":
+            raise kind
+        return Failing("on_ws_connected", kind())
+
+    factories = {"client": Recorder, "server": lambda request: Recorder(), side: fail}
+
+    async def scenario():
+        async with serving(
+            factories["server"], websocket_handshake_timeout=1, close_timeout=1, **io_options
+        ) as url:
+            _, client = await picows_fast.ws_connect(factories["client"], url, **io_options)
+            await client.closed()
+
     for new_loop in loop_factories():
         loop = new_loop()
-        listeners = {
-            "client": Recorder,
-            "server": Recorder,
-            side: lambda: Failing("on_ws_connected", KeyboardInterrupt()),
-        }
-
-        async def scenario():
-            make_server = listeners["server"]  # noqa: B023
-            async with serving(lambda request: make_server(), **io_options) as url:
-                _, client = await picows_fast.ws_connect(
-                    listeners["client"],  # noqa: B023
-                    url,
-                    **io_options,
-                )
-                await client.closed()
-
         task = loop.create_task(scenario())
         try:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(kind):
                 loop.run_until_complete(task)
             while not task.done():
                 with contextlib.suppress(RuntimeError):  # uvloop stops once more
                     loop.run_until_complete(asyncio.wait([task], timeout=TIMEOUT))
+            error = task.exception()
             if side == "client":
-                assert isinstance(task.exception(), WSConnectionClosedError)
-                assert task.exception().cause == WSDisconnectCause.CALLBACK_ERROR
+                assert isinstance(error, WSConnectionClosedError)
+                assert error.cause == (
+                    WSDisconnectCause.CALLBACK_ERROR
+                    if name == "on_ws_connected"
+                    else WSDisconnectCause.HANDSHAKE_FAILED
+                )
+            elif name == "factory":
+                assert isinstance(error, picows_fast.WSInvalidStatusError)
             else:
-                assert task.exception() is None
+                assert error is None
         finally:
             loop.close()
 

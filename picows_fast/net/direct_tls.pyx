@@ -389,6 +389,7 @@ cdef class DirectTlsStream(TcpStream):
 
     cdef int finish(self) except -1:
         self._handshake_over()
+        self.held.clear()
         return TcpStream.finish(self)
 
     def get_extra_info(self, name, default=None):

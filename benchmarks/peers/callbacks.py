@@ -1,0 +1,222 @@
+"""picows_fast and picows: listeners whose methods are called, in Python and in Cython.
+
+`code` says what the listeners do. "same": both libraries run the same lines. "best": each does what
+is fastest with it. The Cython listeners are in listeners.pyx.in, for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import ssl
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..measuring import OURS
+from ..processes import BUILT
+
+# library -> module to cimport
+CIMPORTED = {"picows_fast": "picows_fast.core", "picows": "picows.picows"}
+SOURCE = Path(__file__).with_name("listeners.pyx.in")
+
+
+def cython_listeners(library: str) -> Any:
+    """Build the Cython listeners for a library, if they are older than it, and import them."""
+    name = f"listeners_{library}"
+    folder = BUILT / str(sys.implementation.cache_tag)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = SOURCE.read_text().replace("@MODULE@", CIMPORTED[library])
+    target = folder / f"{name}.pyx"
+    built = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    module = importlib.import_module(CIMPORTED[library])
+    is_fresh = (
+        built.exists()
+        and target.exists()
+        and target.read_text() == source
+        and built.stat().st_mtime > Path(str(module.__file__)).stat().st_mtime
+    )
+    if not is_fresh:
+        target.write_text(source)
+        cythonize = "from Cython.Build.Cythonize import main; main()"
+        subprocess.run(
+            [sys.executable, "-c", cythonize, "-i", "-f", "-q", target.name],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    sys.path.insert(0, str(folder))
+    return importlib.import_module(name)
+
+
+def python_listeners(library: str) -> Any:
+    """A class whose attributes are named like those of the Cython module."""
+    module = importlib.import_module(library)
+    close, binary = module.WSMsgType.CLOSE, module.WSMsgType.BINARY
+    base: type = module.WSListener
+
+    class EchoServerSame(base):  # type: ignore[misc]
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            if frame.msg_type == close:
+                transport.disconnect()
+            else:
+                transport.send(frame.msg_type, frame.get_payload_as_memoryview())
+
+    class EchoServerOfFrames(base):  # type: ignore[misc]
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            if frame.msg_type == close:
+                transport.disconnect()
+            else:
+                transport.send(frame.msg_type, frame)
+
+    class EchoClient(base):  # type: ignore[misc]
+        def __init__(self, message: bytes) -> None:
+            self.message = message
+            self.requests = 0
+
+        def on_ws_connected(self, transport: Any) -> None:
+            transport.send(binary, self.message)
+
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            self.requests += 1
+            transport.send(binary, self.message)
+
+    class Flooded(base):  # type: ignore[misc]
+        def __init__(self, ended: asyncio.Future[None]) -> None:
+            self.ended = ended
+
+        def on_ws_connected(self, transport: Any) -> None:
+            self.start = time.process_time()
+
+        def on_ws_disconnected(self, transport: Any) -> None:
+            if not self.ended.done():
+                self.ended.set_result(None)
+
+    class TakeNothing(Flooded):
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            pass
+
+    class TakeBytes(Flooded):
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            frame.get_payload_as_bytes()
+
+    class TakeCount(Flooded):
+        frames = 0
+
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            self.frames += frame.msg_type != close
+
+    def send_to_all(transports: list[Any], message: bytes, count: int) -> None:
+        for _ in range(count):
+            for transport in transports:
+                transport.send(binary, message)
+
+    def send_to_all_corked(transports: list[Any], message: bytes, count: int) -> None:
+        for transport in transports:
+            transport.cork()
+            for _ in range(count):
+                transport.send(binary, message)
+            transport.uncork()
+
+    class Listeners:
+        pass
+
+    found = {name: value for name, value in locals().items() if callable(value)}
+    for name, value in found.items():
+        setattr(Listeners, name, staticmethod(value))
+    # picows takes no frame, but a memoryview is what its own examples send.
+    Listeners.EchoServerBest = EchoServerOfFrames if library == OURS else EchoServerSame  # type: ignore[attr-defined]
+    return Listeners
+
+
+class CallbackServer:
+    def __init__(self, server: Any, connected: list[Any], state: dict[str, Any]) -> None:
+        self.port: int = server.sockets[0].getsockname()[1]
+        self._server = server
+        self._connected = connected
+        self._state = state
+
+    def connections(self) -> int:
+        return len(self._connected)
+
+    def clogged(self) -> bool:
+        return self._state["paused"] > 0
+
+    async def send_to_all(self, message: bytes, count: int) -> None:
+        send = self._state["corked" if count > 1 and self._state["corked"] else "plain"]
+        send(self._connected, message, count)
+
+
+class CallbackPeer:
+    def __init__(self, library: str, listener: str, code: str) -> None:
+        self._library = library
+        self._module = importlib.import_module(library)
+        self._code = code
+        self._listeners = (cython_listeners if listener == "cython" else python_listeners)(library)
+
+    async def serve(self, tls: ssl.SSLContext | None, handler: str) -> CallbackServer:
+        echo = getattr(
+            self._listeners, "EchoServerBest" if self._code == "best" else "EchoServerSame"
+        )
+        connected: list[Any] = []
+        can_cork = self._code == "best" and hasattr(self._module.WSTransport, "cork")
+        state: dict[str, Any] = {
+            "paused": 0,
+            "plain": self._listeners.send_to_all,
+            "corked": self._listeners.send_to_all_corked if can_cork else None,
+        }
+
+        class Idle(self._module.WSListener):  # type: ignore[misc, name-defined]
+            """Knows its connections, and answers nothing but CLOSE."""
+
+            def on_ws_connected(self, transport: Any) -> None:
+                connected.append(transport)
+
+            def on_ws_disconnected(self, transport: Any) -> None:
+                connected.remove(transport)
+
+            def pause_writing(self) -> None:
+                state["paused"] += 1
+
+            def resume_writing(self) -> None:
+                state["paused"] -= 1
+
+        listener = echo if handler == "echo" else Idle
+        options: dict[str, Any] = {}
+        if self._code == "coalesce" and self._library == OURS:
+            options["coalesce_writes"] = True
+        server = await self._module.ws_create_server(
+            lambda request: listener(), "127.0.0.1", 0, ssl=tls, backlog=1024, **options
+        )
+        return CallbackServer(server, connected, state)
+
+    async def _connect(self, factory: Any, tls: ssl.SSLContext | None, port: int) -> Any:
+        url = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
+        return await self._module.ws_connect(factory, url, ssl_context=tls)
+
+    async def echo(
+        self, tls: ssl.SSLContext | None, port: int, message: bytes
+    ) -> Callable[[], int]:
+        _, client = await self._connect(lambda: self._listeners.EchoClient(message), tls, port)
+        self._kept = client
+        return lambda: client.requests
+
+    async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        factory = getattr(self._listeners, f"Take{take.title()}")
+        _, listener = await self._connect(lambda: factory(ended), tls, port)
+        await ended
+        result = {"cpu": time.process_time() - listener.start}
+        if take == "count":
+            result["frames"] = listener.frames
+        return result
+
+    async def send_many(self, port: int, message: bytes, count: int) -> None:
+        transport, _ = await self._connect(self._module.WSListener, None, port)
+        self._listeners.send_to_all([transport], message, count)

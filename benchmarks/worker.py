@@ -1,0 +1,149 @@
+"""What runs in a process that is measured: ``python -m benchmarks.worker SPECIFICATION``.
+
+Not for people: `benchmarks.processes` starts it and reads its answers. The specification is a JSON
+object: role, library, loop, tls, and what the role needs.
+
+    server  echo or idle, until standard input ends; answers the commands "usage" and "fanout"
+    echo    a client that sends one message at a time
+    flood   a client that takes what comes until the connection ends
+    send    a client that sends a number of messages at once (in Cython), and ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .measuring import Unavailable
+from .peers import Server, peer
+from .processes import CERTIFICATE
+
+
+def answer(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def tls_context(is_server: bool) -> ssl.SSLContext:
+    if is_server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        return context
+    return ssl.create_default_context(cafile=str(CERTIFICATE))
+
+
+def resident_bytes() -> int:
+    """What this process has in memory. smaps_rollup is exact where statm is an estimate."""
+    gc.collect()
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except OSError:
+            raise Unavailable("resident memory is read from /proc") from None
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) * 1024
+
+
+async def fan_out(server: Server, size: int, messages: int, seconds: float) -> dict[str, float]:
+    """Send to all clients, turn by turn; CPU seconds and how many messages that were."""
+    message = bytes(size)
+    end = time.monotonic() + seconds
+    turns = 0
+    cpu = time.process_time()
+    while time.monotonic() < end:
+        if server.clogged():
+            await asyncio.sleep(0.001)
+            continue
+        await server.send_to_all(message, messages)
+        turns += 1
+        await asyncio.sleep(0)
+    return {
+        "cpu": time.process_time() - cpu,
+        "messages": turns * messages * server.connections(),
+    }
+
+
+async def serve(specification: dict[str, Any]) -> None:
+    server = await peer(specification).serve(
+        tls_context(True) if specification["tls"] else None, specification.get("handler", "echo")
+    )
+    answer(port=server.port)
+    loop = asyncio.get_running_loop()
+    commands: asyncio.Queue[str] = asyncio.Queue()
+    os.set_blocking(0, False)
+
+    def read() -> None:
+        data = os.read(0, 65536)
+        if not data:
+            loop.remove_reader(0)
+        commands.put_nowait(data.decode())
+
+    loop.add_reader(0, read)
+    while line := await commands.get():
+        command = json.loads(line)
+        if command.pop("command") == "usage":
+            answer(cpu=time.process_time(), rss=resident_bytes(), open=server.connections())
+        else:
+            answer(**await fan_out(server, **command))
+
+
+async def echo(specification: dict[str, Any]) -> None:
+    library = peer(specification)
+    seconds = specification["seconds"]
+    counter = await library.echo(
+        tls_context(False) if specification["tls"] else None,
+        specification["port"],
+        os.urandom(specification["size"]),
+    )
+    await asyncio.sleep(seconds / 8)
+    start, count = time.perf_counter(), counter()
+    await asyncio.sleep(seconds)
+    end, count = time.perf_counter(), counter() - count
+    answer(count=count, seconds=end - start)
+
+
+async def flood(specification: dict[str, Any]) -> None:
+    library = peer(specification)
+    context = tls_context(False) if specification["tls"] else None
+    answer(**await library.flood(context, specification["port"], specification["take"]))
+
+
+async def send(specification: dict[str, Any]) -> None:
+    await peer(specification).send_many(
+        specification["port"], bytes(specification["size"]), specification["count"]
+    )
+    answer(sent=specification["count"])
+
+
+def main() -> None:
+    specification = json.loads(sys.argv[1])
+    roles = {"server": serve, "echo": echo, "flood": flood, "send": send}
+    role = roles[specification["role"]]
+    if specification["loop"] == "uvloop":
+        try:
+            import uvloop
+        except ImportError:
+            answer(unavailable="uvloop is not installed")
+            return
+        loop = uvloop.new_event_loop()
+    else:
+        loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(role(specification))
+    except Unavailable as error:
+        answer(unavailable=str(error))
+    # What is still open is for the kernel to close: nothing after this is measured.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,8 +31,8 @@ fuzz: ## the fuzzers, SECONDS=60 each
 conformance: ## the Autobahn test suite against server and client; needs a Python 2.7
 	$(PYTHON) dev.py conformance
 
-bench: ## round trips against picows, both sides on one core
-	$(PYTHON) dev.py bench
+bench: ## the benchmarks, against peers and C; BENCH="--quick" for three minutes of them
+	$(PYTHON) dev.py bench $(BENCH)
 
 clean: ## remove what was built
 	$(PYTHON) dev.py clean

@@ -5,8 +5,9 @@ compiler.
     python3 dev.py test [pytest args]   the tests
     python3 dev.py conformance [options]   the Autobahn test suite; needs a Python 2.7
     python3 dev.py fuzz [SECONDS] [TARGET ...]   the fuzzers; needs clang and atheris
+    python3 dev.py bench [options]      the benchmarks: --quick, --only NAMES, ...; --help tells
     python3 dev.py sanitize [pytest args]   the tests with address and undefined behaviour checks
-    python3 dev.py lint | types | bench [options] | build | clean
+    python3 dev.py lint | types | build | clean
 
 The first call makes a virtual environment in .venv (or where $VENV says) and builds the package in
 place; later ones build what has changed. Tests that need a compiler or emulator that is not
@@ -166,7 +167,8 @@ def conformance(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    run(PYTHON, "-m", "benchmarks.roundtrip", *arguments)
+    run(PYTHON, "-m", "pip", "install", "--quiet", "--group", "bench")
+    run(PYTHON, "-m", "benchmarks", *arguments)
 
 
 def clean(arguments: list[str]) -> None:

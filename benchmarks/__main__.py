@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import measuring, report
-from .measuring import Case, Progress, Row, Settings, Unavailable
+from .measuring import Case, Progress, Row, Settings, UnavailableError
 from .processes import RESULTS
 
 WORKLOADS = ("roundtrip", "flood")
@@ -115,6 +115,14 @@ def main() -> None:
         sum(len(case.contestants) * (case.rounds or settings.rounds) for case in cases)
     )
     workload = ""
+    failures = 0
+
+    def interrupt(text: str) -> None:
+        nonlocal failures
+        failures += text.startswith("FAILED")
+        progress.clear()
+        say(text)
+
     try:
         for case in cases:
             new = measuring.run(
@@ -135,6 +143,8 @@ def main() -> None:
     if draw:
         for path in draw(rows, report.machine(), arguments.plots):
             say(f"written: {path}")
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
@@ -142,5 +152,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Unavailable as error:
+    except UnavailableError as error:
         sys.exit(f"unavailable: {error}")

@@ -19,7 +19,7 @@ OURS = "picows_fast"
 Measure = Callable[[], float]
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A case or contestant cannot be measured here; the text says what is missing."""
 
 
@@ -110,6 +110,7 @@ def run(
     """
     values: dict[str, list[float]] = {name: [] for name in case.contestants}
     rounds = case.rounds or settings.rounds
+    what = f"{case.workload} {describe(case.labels)}"
     for turn in range(rounds):
         names = list(values)
         for name in names if turn % 2 == 0 else reversed(names):
@@ -119,10 +120,10 @@ def run(
                 )
                 try:
                     values[name].append(case.contestants[name]())
-                except (Unavailable, RuntimeError) as error:
+                except (UnavailableError, RuntimeError) as error:
                     del values[name]
-                    what = "skipped" if isinstance(error, Unavailable) else "FAILED"
-                    say(f"{what}: {case.workload} {describe(case.labels)}, {name}: {error}")
+                    kind = "skipped" if isinstance(error, UnavailableError) else "FAILED"
+                    say(f"{kind}: {what}, {name}: {error}")
                     if name == OURS:
                         return []
             progress.step()

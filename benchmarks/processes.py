@@ -1,7 +1,7 @@
 """The processes that are measured: starting them on a core, talking with them, ending them.
 
 Both kinds, the C reference and `benchmarks.worker`, speak the same way: they print JSON objects, a
-line each, on standard output; some read commands, a line each, from standard input, and end with it.
+line each, on standard output; some read commands from standard input, a line each, and end with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .measuring import Unavailable
+from .measuring import UnavailableError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -42,7 +42,7 @@ def compiled(source: Path, *options: str, libraries: tuple[str, ...] = ()) -> Pa
     """Compile a C program or library, if it has changed; gives the file."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
-        raise Unavailable("no C compiler")
+        raise UnavailableError("no C compiler")
     command = [compiler, "-O3", "-march=native", *options]
     made_of = [source, *sorted((ROOT / "picows_fast" / "wire").glob("*.h"))]
     content = b"".join(path.read_bytes() for path in made_of) + " ".join(command).encode()
@@ -57,7 +57,7 @@ def compiled(source: Path, *options: str, libraries: tuple[str, ...] = ()) -> Pa
             check=False,
         )
         if result.returncode:
-            raise Unavailable(f"{source.name} does not compile: {result.stderr.strip()}")
+            raise UnavailableError(f"{source.name} does not compile: {result.stderr.strip()}")
         unfinished.rename(target)
     return target
 
@@ -66,7 +66,7 @@ def compiled(source: Path, *options: str, libraries: tuple[str, ...] = ()) -> Pa
 def reference(tls: bool) -> Path:
     """The C reference; without TLS it needs nothing but a compiler."""
     if sys.platform != "linux":
-        raise Unavailable("the C reference is for Linux")
+        raise UnavailableError("the C reference is for Linux")
     source = HERE / "reference.c"
     if tls:
         return compiled(source, "-DWITH_TLS", libraries=("-lssl", "-lcrypto"))
@@ -132,7 +132,7 @@ class Process:
             raise RuntimeError(f"{self._process.args!r} ended: {text}")
         answer: dict[str, Any] = json.loads(line)
         if "unavailable" in answer:
-            raise Unavailable(answer["unavailable"])
+            raise UnavailableError(answer["unavailable"])
         return answer
 
     def ask(self, command: str, patience: float = 0, **arguments: Any) -> dict[str, Any]:

@@ -6,9 +6,10 @@
  *
  *   serve  [tls=PEM] [sink=1]                      echo server, or one that only reads; until stdin ends
  *   echo   port= size= seconds= [tls=1]            echo client: one message at a time -> count, seconds
- *   flood  seconds= (size= | file= frames=) [tls=PEM]
+ *   flood  seconds= (size= | file= frames=) [answered=1] [tls=PEM]
  *                                                  serves one client: frames of `size` bytes, or a file of
- *                                                  ready frames again and again -> frames, bytes
+ *                                                  ready frames again and again, then CLOSE; `answered`:
+ *                                                  waits for the client's -> frames, bytes
  *   drain  port= clients= [tls=1]                  clients that read and drop everything; until stdin
  *                                                  ends -> bytes
  *   handshakes  port= seconds= [tls=1]             connects, upgrades, closes, again and again -> count
@@ -624,7 +625,7 @@ static void echo(int port, size_t size, double seconds)
     close_connection(peer);
 }
 
-static void flood(const char *file, size_t size, long frames, double seconds)
+static void flood(const char *file, size_t size, long frames, double seconds, int answered)
 {
     static const uint8_t closing[] = {0x88, 2, 1000 >> 8, 1000 & 0xFF};
     int listener = listen_anywhere();
@@ -672,6 +673,8 @@ static void flood(const char *file, size_t size, long frames, double seconds)
         rounds++;
     } while (now() - start < seconds);
     write_all(peer, closing, sizeof closing);
+    if (answered)
+        read_some(peer, rest, sizeof rest);
 #ifdef WITH_TLS
     if (peer->ssl)
         SSL_shutdown(peer->ssl);
@@ -782,7 +785,8 @@ int main(int count, char **arguments)
     else if (strcmp(command, "echo") == 0)
         echo(port, size, seconds);
     else if (strcmp(command, "flood") == 0)
-        flood(option(arguments, "file"), size, (long)number(arguments, "frames"), seconds);
+        flood(option(arguments, "file"), size, (long)number(arguments, "frames"), seconds,
+              number(arguments, "answered") != 0);
     else if (strcmp(command, "drain") == 0)
         drain(port, (int)number(arguments, "clients"));
     else if (strcmp(command, "handshakes") == 0)

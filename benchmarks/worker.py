@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .measuring import Unavailable
+from .measuring import UnavailableError
 from .peers import Server, peer
 from .processes import CERTIFICATE
 
@@ -47,7 +47,7 @@ def resident_bytes() -> int:
         try:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
         except OSError:
-            raise Unavailable("resident memory is read from /proc") from None
+            raise UnavailableError("resident memory is read from /proc") from None
         return pages * os.sysconf("SC_PAGE_SIZE")
     return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) * 1024
 
@@ -138,7 +138,7 @@ def main() -> None:
         loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(role(specification))
-    except Unavailable as error:
+    except UnavailableError as error:
         answer(unavailable=str(error))
     # What is still open is for the kernel to close: nothing after this is measured.
     sys.stdout.flush()

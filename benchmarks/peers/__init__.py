@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..measuring import Unavailable
+from ..measuring import UnavailableError
 
 CALLBACKS = ("picows_fast", "picows")
 STREAMS = ("picows.websockets", "websockets", "aiohttp")
@@ -68,4 +68,4 @@ def peer(specification: dict[str, Any]) -> Peer:
 
         return AiohttpPeer() if name == "aiohttp" else WebsocketsPeer(name)
     except ImportError as error:
-        raise Unavailable(f"{name} cannot be imported: {error}") from None
+        raise UnavailableError(f"{name} cannot be imported: {error}") from None

@@ -161,11 +161,10 @@ class CallbackPeer:
         self._listeners = (cython_listeners if listener == "cython" else python_listeners)(library)
 
     async def serve(self, tls: ssl.SSLContext | None, handler: str) -> CallbackServer:
-        echo = getattr(
-            self._listeners, "EchoServerBest" if self._code == "best" else "EchoServerSame"
-        )
+        is_best = self._code == "best"
+        echo = getattr(self._listeners, "EchoServerBest" if is_best else "EchoServerSame")
         connected: list[Any] = []
-        can_cork = self._code == "best" and hasattr(self._module.WSTransport, "cork")
+        can_cork = is_best and hasattr(self._module.WSTransport, "cork")
         state: dict[str, Any] = {
             "paused": 0,
             "plain": self._listeners.send_to_all,

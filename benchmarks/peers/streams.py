@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from ..measuring import Unavailable
+from ..measuring import UnavailableError
 
 PLAIN = {"compression": None, "max_size": None, "ping_interval": None}
 
@@ -125,7 +125,7 @@ class WebsocketsPeer:
         return await _take(aiter(await self._open(tls, port)), take)
 
     async def send_many(self, port: int, message: bytes, count: int) -> None:
-        raise Unavailable("no send() that does not wait")
+        raise UnavailableError("no send() that does not wait")
 
 
 class AiohttpPeer:
@@ -181,4 +181,4 @@ class AiohttpPeer:
         return await _take(aiter(await self._open(tls, port)), take)
 
     async def send_many(self, port: int, message: bytes, count: int) -> None:
-        raise Unavailable("no send() that does not wait")
+        raise UnavailableError("no send() that does not wait")

@@ -23,7 +23,7 @@ from . import measuring, report
 from .measuring import Case, Progress, Row, Settings, UnavailableError
 from .processes import RESULTS
 
-WORKLOADS = ("roundtrip", "flood")
+WORKLOADS = ("roundtrip", "flood", "fanout", "accept", "memory", "mask", "masksend")
 
 
 def say(text: str) -> None:
@@ -60,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, help="of each measurement; default: 0.5, quick 0.15"
     )
+    parser.add_argument("--clients", type=int, help="at most so many, for fanout and memory")
     parser.add_argument(
         "--json", type=Path, default=RESULTS / "results.json", metavar="FILE", help="%(default)s"
     )
@@ -81,6 +82,7 @@ def _arguments() -> argparse.Namespace:
         seconds=arguments.seconds or (0.15 if arguments.quick else 0.5),
         peers=arguments.peers,
         where=where,
+        clients=arguments.clients,
     )
     return arguments
 

@@ -35,6 +35,8 @@ class Settings:
     """Only these; none named: all."""
     where: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Only cases whose labels have one of these values."""
+    clients: int | None = None
+    """At most so many; None: as many as the workload says."""
 
     def wants(self, labels: dict[str, str]) -> bool:
         return all(labels[key] in values for key, values in self.where.items() if key in labels)

@@ -74,7 +74,7 @@ def reference(tls: bool) -> Path:
 
 
 @contextlib.contextmanager
-def _pinned(core: int | None) -> Iterator[None]:
+def pinned(core: int | None) -> Iterator[None]:
     """Meanwhile this thread is on one core; a process that it starts stays there."""
     if core is None or not hasattr(os, "sched_setaffinity"):
         yield
@@ -92,7 +92,7 @@ class Process:
 
     def __init__(self, command: list[str], core: int | None) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        with _pinned(core):
+        with pinned(core):
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -147,6 +147,10 @@ class Process:
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self.answer()
+
+    def wait(self) -> None:
+        """Wait until it ends by itself."""
+        self._process.wait(PATIENCE)
 
     def end(self) -> None:
         self._process.kill()

@@ -1,0 +1,71 @@
+"""What a client's send of 256 B costs beside the system call: instructions, counted by valgrind.
+
+A client sends in a row, in Cython, to the C reference, which drops everything. Two runs of
+different length are counted by callgrind, and the difference is divided: what is not a send cancels
+out. The kernel's instructions are not counted. Exact, so that one round is enough.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .measuring import Case, Settings, UnavailableError, contestants
+from .peers import CALLBACKS
+from .processes import cores, in_c, in_python
+
+SIZE = 256
+COUNTS = (500, 2500)
+
+
+def count_instructions(library: str, port: int, count: int, listener: str) -> int:
+    valgrind = shutil.which("valgrind")
+    if not valgrind:
+        raise UnavailableError("valgrind is not installed")
+    core, _ = cores()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "callgrind"
+        prefix = (valgrind, "-q", "--tool=callgrind", f"--callgrind-out-file={out}")
+        with in_python(
+            "send",
+            core,
+            prefix,
+            library=library,
+            loop="asyncio",
+            listener=listener,
+            tls=False,
+            port=port,
+            size=SIZE,
+            count=count,
+        ) as client:
+            client.answer(180)
+            client.wait()
+        totals = re.findall(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE)
+    if not totals:
+        raise RuntimeError("callgrind counted nothing")
+    return int(totals[-1])
+
+
+def measure(library: str, listener: str) -> float:
+    """Instructions for each send."""
+    _, other = cores()
+    with in_c("serve", other, sink=1) as sink:
+        port = sink.answer()["port"]
+        few, many = (count_instructions(library, port, count, listener) for count in COUNTS)
+    return (many - few) / (COUNTS[1] - COUNTS[0])
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    if settings.quick:
+        return
+    yield Case(
+        "masksend",
+        {"size": str(SIZE), "listener": "cython"},
+        "instructions/send",
+        contestants(settings, CALLBACKS, measure, listener="cython"),
+        higher_is_better=False,
+        rounds=1,
+    )

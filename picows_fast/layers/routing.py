@@ -1,0 +1,199 @@
+"""A listener factory that decides by the path of the request.
+
+Owns the table of paths, and the answers to a path that is none (404) or is asked in a way it does
+not have (405, 426). What is answered there belongs to the handlers. Knows
+parameters that are one segment, `{name}`, and nothing more: for a web site there are web servers.
+
+    routes = Router()
+
+    @routes.websocket("/feed/{symbol}")
+    def feed(request, symbol):
+        return Feed(symbol)
+
+    @routes.http("/health")
+    def health(request):
+        return "ok\\n"
+
+    server = await ws_create_server(routes, "0.0.0.0", 9001)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final, TypeAlias, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from ..core import WSListener
+from ..http_messages import (
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
+
+__all__ = ["Router"]
+
+WebSocketResult: TypeAlias = WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None
+HTTPResult: TypeAlias = WSUpgradeResponse | bytes | str | None
+WebSocketHandler = TypeVar("WebSocketHandler", bound=Callable[..., WebSocketResult])
+HTTPHandler = TypeVar("HTTPHandler", bound=Callable[..., HTTPResult])
+
+_PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class _Path:
+    """What is served at one path: `websocket` and `http` are handlers or None."""
+
+    def __init__(self, segments: tuple[str, ...]) -> None:
+        self.segments = segments
+        self.names = [_name(segment) for segment in segments]
+        self.websocket: Callable[..., WebSocketResult] | None = None
+        self.http: Callable[..., HTTPResult] | None = None
+
+    def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
+        """The parameters, if these segments are a path of this kind."""
+        if len(segments) != len(self.segments):
+            return None
+        parameters = {}
+        for own, name, segment in zip(self.segments, self.names, segments, strict=True):
+            if name is None:
+                if own != segment:
+                    return None
+            elif segment:
+                parameters[name] = segment
+            else:
+                return None
+        return parameters
+
+
+class Router:
+    """A listener factory: call `websocket` and `http`, then give it to ``ws_create_server``.
+
+    A path starts with "/". A segment `{name}` stands for any one segment that is not empty, and
+    the handler gets it as an argument of that name, percent-decoded. Paths without parameters come
+    first, then the others in the order in which they were added. "/a" and "/a/" are two paths.
+    The query does not count; it is in `request.query`.
+
+    | the request | gets |
+    |---|---|
+    | for a path that nobody added | 404 |
+    | plain HTTP, to a path that has only a WebSocket | 426; HEAD: 405 |
+    | WebSocket, to a path that has only HTTP | the same answer as plain HTTP (RFC 9110 7.8) |
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[str, ...], _Path] = {}
+        self._patterns: dict[tuple[str, ...], _Path] = {}
+
+    def websocket(self, path: str) -> Callable[[WebSocketHandler], WebSocketHandler]:
+        """Decorator: the handler is called as `handler(request, **parameters)`, and returns what a
+        listener factory returns.
+
+        Raises TypeError or ValueError if the path is not valid, or has a WebSocket already.
+        """
+        found = self._add(path)
+
+        def decorate(handler: WebSocketHandler) -> WebSocketHandler:
+            if found.websocket is not None:
+                raise ValueError(f"path {path!r} has a WebSocket already")
+            _check_callable(handler)
+            found.websocket = handler
+            return handler
+
+        return decorate
+
+    def http(self, path: str) -> Callable[[HTTPHandler], HTTPHandler]:
+        """Decorator: the handler is called as `handler(request, **parameters)` for GET and HEAD.
+
+        It returns a WSUpgradeResponse, or str or bytes for a response with status 200 and type
+        text/plain, or None for 404. The server leaves the body out for HEAD.
+
+        Raises TypeError or ValueError if the path is not valid, or has HTTP already.
+        """
+        found = self._add(path)
+
+        def decorate(handler: HTTPHandler) -> HTTPHandler:
+            if found.http is not None:
+                raise ValueError(f"path {path!r} has HTTP already")
+            _check_callable(handler)
+            found.http = handler
+            return handler
+
+        return decorate
+
+    def __call__(self, request: WSUpgradeRequest) -> WebSocketResult:
+        """The listener factory."""
+        segments = _request_segments(request)
+        if segments is None:
+            return None
+        path = self._exact.get(segments)
+        if path is not None:
+            return _answer(path, request, {})
+        for path in self._patterns.values():
+            parameters = path.match(segments)
+            if parameters is not None:
+                return _answer(path, request, parameters)
+        return None
+
+    def _add(self, path: str) -> _Path:
+        if not isinstance(path, str):
+            raise TypeError(f"path must be a str, got {type(path).__name__}")
+        if not path.startswith("/") or "?" in path or "#" in path:
+            raise ValueError(f"path must start with '/' and have no query, got {path!r}")
+        segments = tuple(path.split("/")[1:])
+        names = [name for name in map(_name, segments) if name is not None]
+        for segment in segments:
+            if ("{" in segment or "}" in segment) and _name(segment) is None:
+                raise ValueError(f"a parameter is a whole segment '{{name}}', got {path!r}")
+        if len(set(names)) != len(names) or "request" in names:
+            raise ValueError(f"a parameter's name must not be used twice, got {path!r}")
+        table = self._patterns if names else self._exact
+        return table.setdefault(segments, _Path(segments))
+
+
+def _name(segment: str) -> str | None:
+    match = _PARAMETER.fullmatch(segment)
+    return None if match is None else match[1]
+
+
+def _check_callable(handler: object) -> None:
+    if not callable(handler):
+        raise TypeError(f"handler must be callable, got {type(handler).__name__}")
+
+
+def _request_segments(request: WSUpgradeRequest) -> tuple[str, ...] | None:
+    """The path's segments, decoded after they were split: an encoded slash is part of a segment."""
+    path = request.path.partition(b"?")[0]
+    try:
+        return tuple(unquote_to_bytes(segment).decode() for segment in path.split(b"/")[1:])
+    except UnicodeDecodeError:
+        return None
+
+
+def _answer(path: _Path, request: WSUpgradeRequest, parameters: dict[str, str]) -> WebSocketResult:
+    if path.websocket is not None and (request.is_upgrade or path.http is None):
+        if request.is_upgrade:
+            return path.websocket(request, **parameters)
+        if request.method != b"GET":
+            return WSUpgradeResponse.create_error_response(
+                HTTPStatus.METHOD_NOT_ALLOWED, None, {"Allow": "GET"}
+            )
+        return WSUpgradeResponse.create_error_response(
+            HTTPStatus.UPGRADE_REQUIRED,
+            b"this is a WebSocket\n",
+            {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
+        )
+    if path.http is None:
+        return None  # a decorator that was never applied
+    result = path.http(request, **parameters)
+    if isinstance(result, str):
+        result = result.encode()
+    if isinstance(result, (bytes, bytearray, memoryview)):
+        return WSUpgradeResponse.create_ok_response(result)
+    if result is None or isinstance(result, WSUpgradeResponse):
+        return result
+    raise TypeError(
+        "an HTTP handler must return a WSUpgradeResponse, str, bytes or None, "
+        f"got {type(result).__name__}"
+    )

@@ -7,6 +7,7 @@ The names below are the public API, together with what ``picows_fast.core`` offe
 from ._version import __version__
 from .client import ws_connect
 from .codec import FrameParser, WSCloseCode, WSFrame, WSMsgType, build_close_payload, build_frame
+from .connections import ServerStats
 from .core import (
     PICOWS_DEBUG_LL,
     WSAutoPingStrategy,
@@ -36,9 +37,9 @@ from .http_messages import (
     WSUpgradeResponse,
     WSUpgradeResponseWithListener,
 )
-from .listening import Server
 from .options import ClientOptions, ServerOptions
 from .server import ws_create_server
+from .serving import Server
 from .states import WSDisconnectCause, WSState
 from .url import WSParsedURL, parse_url
 
@@ -51,6 +52,7 @@ __all__ = [
     "Server",
     "ServerHandshake",
     "ServerOptions",
+    "ServerStats",
     "WSAutoPingStrategy",
     "WSCloseCode",
     "WSCloseHandshake",

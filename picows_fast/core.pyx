@@ -611,13 +611,17 @@ cdef class WSTransport(StreamHandler):
         elif isinstance(listener, WSUpgradeResponseWithListener):
             response = listener.response
             listener = listener.listener
+        elif isinstance(listener, WSUpgradeResponse) and listener.status != 101:
+            response = listener
         if response is not None and response.status != 101:
             self._send_http(self.handshake.finish(response))
+            if self.server is not None:
+                self.server.connection_answered(self, response.status)
             self._set_cause(WSDisconnectCause.HANDSHAKE_FAILED, None)
             return self._close_stream()
         if not isinstance(listener, WSListener):
             raise TypeError(
-                "ws_listener_factory must return a WSListener, a WSUpgradeResponseWithListener or None, "
+                "ws_listener_factory must return a WSListener, a WSUpgradeResponse or None, "
                 f"got {type(listener).__name__}"
             )
         return self._upgraded(listener, request, self.handshake.accept(response))
@@ -665,6 +669,8 @@ cdef class WSTransport(StreamHandler):
                 self.last_received,
             )
             self._arm(self.auto_ping.deadline - self.last_received)
+        if self.server is not None:
+            self.server.connection_opened(self)
         try:
             (<object> self.ws_listener).on_ws_connected(self)
             if self.logger.isEnabledFor(logging.DEBUG):
@@ -687,6 +693,8 @@ cdef class WSTransport(StreamHandler):
         self._send_http(refusal)
         self._set_cause(WSDisconnectCause.HANDSHAKE_FAILED, error)
         self._close_stream()
+        if self.server is not None:
+            self.server.connection_refused(self, refusal.status, error)
         if refusal.status == 500:
             # Its text is for the operator, not for the peer.
             self.logger.error("%r: ws_listener_factory failed", self, exc_info=error)

@@ -46,6 +46,7 @@ from .http_messages import (
     has_token,
     joined_values,
 )
+from .origins import OriginPolicy
 from .url import WSParsedURL
 
 __all__ = [
@@ -302,13 +303,28 @@ def _request_headers(
     return headers
 
 
+class HandshakeRefusedError(Exception):
+    """The server cannot take the request now, which is no fault of it: a limit was reached.
+
+    `status`, `text`: what the client gets. `reason`: the limit.
+    """
+
+    def __init__(self, status: HTTPStatus, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.reason = reason
+
+
 class ServerHandshake:
     """The server's side of one opening handshake (RFC 6455 4.2).
 
     Give what arrives to `receive_data` until it returns the request, then answer with one of
     `accept`, `finish` and `reject`; each returns the response to send with `to_bytes()`.
 
-    `subprotocols`: what the server speaks, in order of preference.
+    `subprotocols`: what the server speaks, in order of preference. `origins`: the Origins that an
+    upgrade may come from (RFC 6455 10.2): what `OriginPolicy` takes, one that was made before, or
+    None for no check.
 
     Raises TypeError or ValueError if an argument is not valid.
     """
@@ -318,6 +334,7 @@ class ServerHandshake:
         *,
         limits: HandshakeLimits = DEFAULT_LIMITS,
         subprotocols: Sequence[str] | None = None,
+        origins: OriginPolicy | Iterable[str | None] | None = None,
     ) -> None:
         #: the request, or None as long as it is not complete
         self.request: WSUpgradeRequest | None = None
@@ -326,6 +343,9 @@ class ServerHandshake:
         #: what was selected by `accept`, or None
         self.subprotocol: str | None = None
         self._subprotocols = _checked_subprotocols(subprotocols)
+        if origins is not None and not isinstance(origins, OriginPolicy):
+            origins = OriginPolicy(origins)
+        self._origins = origins
         self._reader = RequestHeadReader(limits)
         self._finished = False
         # Weak: a traceback refers to this object, and a strong reference would make it a cycle.
@@ -336,7 +356,8 @@ class ServerHandshake:
         """Takes the next bytes of the client; returns the request once, None before.
 
         The request is a GET or HEAD without a body. Whether it asks for WebSocket is for `accept`
-        to check, so that plain HTTP can be answered on the same port.
+        to check, so that plain HTTP can be answered on the same port. One that does comes from an
+        allowed origin.
 
         Raises WSInvalidMessageError or WSInvalidHeaderError, to be given to `reject`; RuntimeError
         after the request is complete, or was refused.
@@ -356,6 +377,8 @@ class ServerHandshake:
         self._check_request(request)
         self.request = request
         self.trailing_data = self._reader.rest
+        if self._origins is not None and request.is_upgrade:
+            self._check_origin(request, self._origins)
         return request
 
     def receive_eof(self) -> NoReturn:
@@ -435,12 +458,15 @@ class ServerHandshake:
     def reject(self, error: BaseException) -> WSUpgradeResponse:
         """The response that refuses the handshake because of `error`.
 
-        What this object raised about the request gets the status that fits (400, 405, 413, 426,
-        431, 501, 505), and TimeoutError 408 as long as the request is not complete. Anything else
-        is a failure of the server: 500, and none of its text reaches the client.
+        What this object raised about the request gets the status that fits (400, 403, 405, 413,
+        426, 431, 501, 505), TimeoutError 408 as long as the request is not complete, and
+        HandshakeRefusedError its own. Anything else is a failure of the server: 500, and none of
+        its text reaches the client.
         """
         if self._refused is not None and self._refusal is not None and self._refused() is error:
             return self._refusal
+        if isinstance(error, HandshakeRefusedError):
+            return self._create_refusal(error.status, error.text)
         if self.request is None and isinstance(error, TimeoutError):
             status, text = HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"
         else:
@@ -495,6 +521,12 @@ class ServerHandshake:
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
 
+    def _check_origin(self, request: WSUpgradeRequest, origins: OriginPolicy) -> None:
+        if not origins.allows(request.headers.getall("Origin", ())):
+            raise self._invalid(
+                request.headers, "Origin", "the origin is not allowed", HTTPStatus.FORBIDDEN
+            )
+
     def _check_upgrade(self, request: WSUpgradeRequest) -> None:
         headers = request.headers
         if request.method != b"GET":
@@ -502,7 +534,7 @@ class ServerHandshake:
                 WSInvalidMessageError("method of an upgrade must be GET"),
                 HTTPStatus.METHOD_NOT_ALLOWED,
             )
-        if not has_token(headers, "Upgrade", "websocket"):
+        if not request.is_upgrade:
             raise self._invalid(
                 headers,
                 "Upgrade",

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TypeAlias
+from urllib.parse import parse_qsl
 
 import httptools
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiDict
 
 from .exceptions import WSInvalidStatusError
 
@@ -91,6 +92,20 @@ class WSUpgradeRequest:
     def subprotocols(self) -> list[str]:
         """The subprotocols the client offers, in its order of preference."""
         return list_elements(self.headers, "Sec-WebSocket-Protocol")
+
+    @property
+    def is_upgrade(self) -> bool:
+        """Whether it asks for WebSocket; otherwise it is plain HTTP."""
+        return has_token(self.headers, "Upgrade", "websocket")
+
+    @property
+    def query(self) -> MultiDict[str]:
+        """The query of the path, as a form encodes it; empty if there is none.
+
+        Percent-encoded bytes that are not UTF-8 become U+FFFD.
+        """
+        text = self.path.partition(b"?")[2].decode("ascii", "replace")
+        return MultiDict(parse_qsl(text, keep_blank_values=True))
 
 
 @dataclass(eq=False)

@@ -1,8 +1,7 @@
-"""From host and port to accepted sockets, and the server object that users hold.
+"""From host and port to accepted sockets.
 
 Owns the listening sockets: binding them, accepting from them, closing them. What happens on an
-accepted socket belongs to the callback it is given to; ``Server`` only knows the connections that
-were attached to it, to wait for them and to end them.
+accepted socket belongs to the callback it is given to.
 
 Needs a loop with ``add_reader``.
 """
@@ -18,10 +17,9 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-__all__ = ["Acceptor", "Connection", "Server", "open_listening_sockets"]
+__all__ = ["Acceptor", "LoopAcceptor", "open_listening_sockets"]
 
 _logger = logging.getLogger("picows_fast.server")
 
@@ -45,17 +43,6 @@ _LOST_CONNECTION: Final = frozenset(
     if hasattr(errno, name)
 )
 _PAUSE_AFTER_ERROR: Final = 1.0  # seconds
-_GOING_AWAY: Final = 1001  # RFC 6455 7.4.1
-
-
-class Connection(Protocol):
-    """What ``Server`` asks of an attached connection."""
-
-    def send_close(self, close_code: int) -> None:
-        """Send CLOSE, if that is possible."""
-
-    def disconnect(self, graceful: bool = True) -> None:
-        """End the connection, in order if ``graceful``."""
 
 
 async def open_listening_sockets(
@@ -237,7 +224,11 @@ class Acceptor:
     When the process or the system is out of descriptors or memory, or accepting fails in a way that
     is not explained by a lost connection, this is logged once and accepting pauses for a second:
     the listening socket stays readable, and the loop would spin.
+
+    Between ``hold`` and ``release`` new connections wait in the system's queue.
     """
+
+    can_hold = True
 
     def __init__(
         self,
@@ -257,6 +248,8 @@ class Acceptor:
         self._logger = _logger if logger is None else logger
         self._is_started = False
         self._is_closed = False
+        self._is_held = False
+        self._is_watching = False
         self._is_failing = False
         self._resume_handle: asyncio.TimerHandle | None = None
 
@@ -264,9 +257,8 @@ class Acceptor:
         """Begin to accept. Does nothing if it has begun; RuntimeError after ``close``."""
         if self._is_closed:
             raise RuntimeError("the acceptor is closed")
-        if not self._is_started:
-            self._is_started = True
-            self._watch()
+        self._is_started = True
+        self._update()
 
     def close(self) -> None:
         """Stop for good and close the listening sockets. May be called again."""
@@ -276,23 +268,43 @@ class Acceptor:
         if self._resume_handle is not None:
             self._resume_handle.cancel()
             self._resume_handle = None
-        elif self._is_started:
-            self._unwatch()
+        self._update()
         for sock in self._sockets:
             sock.close()
 
-    def _watch(self) -> None:
-        for sock in self._sockets:
-            self._loop.add_reader(sock, self._accept, sock)
+    def hold(self) -> None:
+        """Accept nothing until ``release``, not even the next one of this turn."""
+        self._is_held = True
+        self._update()
 
-    def _unwatch(self) -> None:
+    def release(self) -> None:
+        """Accept again. Does nothing if nothing is held."""
+        self._is_held = False
+        self._update()
+
+    def _is_accepting(self) -> bool:
+        return (
+            self._is_started
+            and not self._is_closed
+            and not self._is_held
+            and self._resume_handle is None
+        )
+
+    def _update(self) -> None:
+        """Watch the listening sockets if connections are to be accepted, else not."""
+        if self._is_watching == self._is_accepting():
+            return
+        self._is_watching = not self._is_watching
         for sock in self._sockets:
-            self._loop.remove_reader(sock)
+            if self._is_watching:
+                self._loop.add_reader(sock, self._accept, sock)
+            else:
+                self._loop.remove_reader(sock)
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(self._backlog):
-            # The callback may have closed this object, an error may have paused it.
-            if self._is_closed or self._resume_handle is not None:
+            # The callback may have closed or held this object, an error may have paused it.
+            if not self._is_accepting():
                 return
             try:
                 sock, address = listening.accept()
@@ -326,19 +338,22 @@ class Acceptor:
             self._logger.error(
                 "cannot accept connections: %s; trying again every %g s", exc, _PAUSE_AFTER_ERROR
             )
-        self._unwatch()
         self._resume_handle = self._loop.call_later(_PAUSE_AFTER_ERROR, self._resume)
+        self._update()
 
     def _resume(self) -> None:
         self._resume_handle = None
-        self._watch()
+        self._update()
 
 
 class LoopAcceptor:
     """Leaves accepting to the event loop: for loops that cannot watch a listening descriptor.
 
-    `make_protocol` is called for each accepted connection, as with ``loop.create_server``.
+    `make_protocol` is called for each accepted connection, as with ``loop.create_server``. The loop
+    cannot be told to wait, so ``hold`` has no effect.
     """
+
+    can_hold = False
 
     def __init__(
         self,
@@ -370,158 +385,8 @@ class LoopAcceptor:
         for sock in self._sockets:
             sock.close()
 
+    def hold(self) -> None:
+        """Does nothing."""
 
-class Server:
-    """What ``ws_create_server`` returns; has the interface of ``asyncio.Server``.
-
-    ``close`` stops listening and leaves the open connections alone, as with asyncio;
-    ``wait_closed`` returns when these have ended too, as with asyncio from Python 3.12 on.
-    Leaving ``async with``, and cancelling ``serve_forever``, do more than asyncio: they also close
-    the open connections, since waiting for clients to leave by themselves may take forever.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sockets: Sequence[socket.socket],
-        on_socket: OnSocket,
-        *,
-        backlog: int = 100,
-        keep_alive: bool = False,
-        unix_path: str | bytes | os.PathLike[str] | None = None,
-        logger: Any = None,
-        acceptor: LoopAcceptor | None = None,
-    ) -> None:
-        self._loop = loop
-        self._sockets = tuple(sockets)
-        self._backlog = backlog
-        self._acceptor = acceptor or Acceptor(
-            loop, sockets, on_socket, backlog=backlog, keep_alive=keep_alive, logger=logger
-        )
-        self._unix_path = None if unix_path is None else os.fspath(unix_path)
-        self._unix_inode = _inode(self._unix_path)
-        self._connections: set[Connection] = set()
-        self._is_serving = False
-        self._is_closed = False
-        self._all_ended = asyncio.Event()
-        self._forever: asyncio.Future[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} sockets={self.sockets!r}>"
-
-    @property
-    def sockets(self) -> tuple[socket.socket, ...]:
-        """The listening sockets; empty after ``close``."""
-        return () if self._is_closed else self._sockets
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop that the server belongs to."""
-        return self._loop
-
-    def is_serving(self) -> bool:
-        """Whether connections are accepted."""
-        return self._is_serving
-
-    def attach(self, connection: Connection) -> None:
-        """Count a connection as open. ``wait_closed`` waits until it is detached."""
-        self._connections.add(connection)
-
-    def detach(self, connection: Connection) -> None:
-        """Count a connection as ended. Does nothing if it is not attached."""
-        self._connections.discard(connection)
-        self._note_end()
-
-    async def start_serving(self) -> None:
-        """Begin to accept connections. Does nothing if it has begun.
-
-        Raises RuntimeError after ``close``, OSError if a socket cannot listen.
-        """
-        if self._is_closed:
-            raise RuntimeError(f"server {self!r} is closed")
-        if not self._is_serving:
-            for sock in self._sockets:
-                sock.listen(self._backlog)
-            started = self._acceptor.start()
-            if started is not None:
-                await started
-            self._is_serving = True
-
-    async def serve_forever(self) -> None:
-        """Accept connections until the server is closed or the call is cancelled.
-
-        Either way it ends with CancelledError. If the call is cancelled, the server and its
-        connections are closed and waited for first. Raises RuntimeError after ``close``, or if
-        another task is in this call.
-        """
-        if self._forever is not None:
-            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
-        await self.start_serving()
-        self._forever = self._loop.create_future()
-        try:
-            await self._forever
-        except asyncio.CancelledError:
-            if not self._is_closed:
-                await self._close_everything()
-            raise
-        finally:
-            self._forever = None
-
-    def close(self) -> None:
-        """Stop listening. Open connections are left alone. May be called again."""
-        if self._is_closed:
-            return
-        # Before the socket is gone: afterwards the path may be another server's.
-        if self._unix_path is not None and _inode(self._unix_path) == self._unix_inode is not None:
-            with contextlib.suppress(OSError):
-                os.remove(self._unix_path)
-        self._is_closed = True
-        self._is_serving = False
-        self._acceptor.close()
-        if self._forever is not None:
-            self._forever.cancel()
-        self._note_end()
-
-    def close_clients(self) -> None:
-        """Send CLOSE 1001 (going away) on every open connection and end it in order."""
-        for connection in tuple(self._connections):
-            connection.send_close(_GOING_AWAY)
-            connection.disconnect(graceful=True)
-
-    def abort_clients(self) -> None:
-        """Disconnect every open connection at once."""
-        for connection in tuple(self._connections):
-            connection.disconnect(graceful=False)
-
-    async def wait_closed(self) -> None:
-        """Wait until ``close`` was called and every connection has ended."""
-        await self._all_ended.wait()
-
-    async def __aenter__(self) -> Server:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._close_everything()
-
-    async def _close_everything(self) -> None:
-        self.close()
-        self.close_clients()
-        await self.wait_closed()
-
-    def _note_end(self) -> None:
-        if self._is_closed and not self._connections:
-            self._all_ended.set()
-
-
-def _inode(path: str | bytes | None) -> tuple[int, int] | None:
-    if path is None:
-        return None
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: an abstract address is no path
-        return None
-    return found.st_dev, found.st_ino
+    def release(self) -> None:
+        """Does nothing."""

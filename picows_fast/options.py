@@ -3,7 +3,7 @@
 ``ClientOptions`` and ``ServerOptions`` are what ``ws_connect`` and ``ws_create_server`` read their
 defaults from and check their arguments with. A value is checked when the object is made, and the
 error names the parameter. What a setting does is carried out elsewhere: this module imports
-nothing of the package, does no I/O and knows no event loop.
+nothing of the package but the syntax of origins, does no I/O and knows no event loop.
 
 Each field is declared by ``setting``, which keeps the check, the unit and the text in the field's
 metadata. Rules that concern two settings at once stand in ``__post_init__``.
@@ -22,6 +22,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from ssl import SSLContext, SSLSession
 from typing import Any, Final, TypeVar
+
+from .origins import OriginPolicy
 
 __all__ = [
     "KIB",
@@ -164,6 +166,12 @@ def _subprotocols(name: str, value: Any) -> None:
             raise ValueError(f"{name} must contain tokens (RFC 6455 4.1), got {subprotocol!r}")
     if len(set(value)) != len(value):
         raise ValueError(f"{name} must not contain a subprotocol twice, got {list(value)}")
+
+
+def _origins(name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise _wrong_type(name, "a sequence of str and None", value)
+    OriginPolicy(value)
 
 
 def _headers(name: str, value: Any) -> None:
@@ -493,6 +501,35 @@ class ServerOptions(ConnectionOptions):
         "too is chosen. RFC 6455 1.9.",
     )
 
+    origins: Sequence[str | None] | None = setting(
+        None,
+        _optional(_origins),
+        "Origins that WebSocket requests may come from, others get 403: `https://example.com`, "
+        "`https://*.example.com` for its subdomains, None in the list for requests without an "
+        "Origin, which are not a browser's. None: no check. RFC 6455 10.2.",
+    )
+    max_connections: int | None = setting(
+        None,
+        _optional(_positive),
+        "Open WebSocket connections above which a request for one more gets 503. None: no limit.",
+        unit="connections",
+    )
+    max_connections_per_ip: int | None = setting(
+        None,
+        _optional(_positive),
+        "Open WebSocket connections from one IP address above which a request for one more gets "
+        "429. IPv6 addresses count by their first 64 bits; Unix sockets do not count. None: no "
+        "limit.",
+        unit="connections",
+    )
+    max_pending_handshakes: int | None = setting(
+        None,
+        _optional(_positive),
+        "Connections in their opening handshake above which no more are accepted: the next ones "
+        "wait in the system, see backlog. None: no limit.",
+        unit="connections",
+    )
+
     ssl: SSLContext | None = setting(None, _ssl_context, "TLS context. None: no TLS.")
 
     sock: socket.socket | None = setting(
@@ -533,6 +570,9 @@ class ServerOptions(ConnectionOptions):
         super().__post_init__()
         if self.sock is not None and self.unix_path is not None:
             raise ValueError("sock and unix_path must not be used together")
+        if self.max_pending_handshakes is not None and self.websocket_handshake_timeout is None:
+            # Clients that say nothing would keep all others out, for ever.
+            raise ValueError("max_pending_handshakes needs a websocket_handshake_timeout")
 
 
 def _header_pairs(

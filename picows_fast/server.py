@@ -1,7 +1,7 @@
 """``ws_create_server``: listening, and a transport for each connection that is accepted.
 
-Owns how the two come together. ``listening`` binds, accepts and counts; ``core`` runs each
-connection.
+Owns how the two come together. ``listening`` binds and accepts, ``serving`` has the server object,
+which counts and limits connections; ``core`` runs each of them.
 """
 
 from __future__ import annotations
@@ -12,24 +12,49 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
 
+from .connections import (
+    CLOSED,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_IP,
+    MAX_PENDING_HANDSHAKES,
+    address_key,
+)
 from .core import WSAutoPingStrategy, WSListener, new_transport
-from .handshake import ServerHandshake
-from .listening import LoopAcceptor, Server, open_listening_sockets
+from .handshake import HandshakeRefusedError, ServerHandshake
+from .listening import LoopAcceptor, open_listening_sockets
 from .net.foreign import ForeignStream
 from .net.open import socket_stream, uses_loop_transport, with_tls
 from .options import ServerOptions, resolve_logger
+from .origins import OriginPolicy
+from .serving import Server
 
 if TYPE_CHECKING:
-    from .http_messages import WSUpgradeRequest, WSUpgradeResponseWithListener
+    from .http_messages import (
+        WSUpgradeRequest,
+        WSUpgradeResponse,
+        WSUpgradeResponseWithListener,
+    )
     from .net.stream import ByteStream
 
 __all__ = ["ServerListenerFactory", "ws_create_server"]
 
 ServerListenerFactory = Callable[
-    ["WSUpgradeRequest"], "WSListener | WSUpgradeResponseWithListener | None"
+    ["WSUpgradeRequest"],
+    "WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None",
 ]
+
+_REFUSALS: Final = {
+    MAX_CONNECTIONS: (HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"),
+    MAX_CONNECTIONS_PER_IP: (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "too many connections from this address",
+    ),
+    MAX_PENDING_HANDSHAKES: (HTTPStatus.SERVICE_UNAVAILABLE, "too many handshakes"),
+    CLOSED: (HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down"),
+}
 
 
 async def ws_create_server(
@@ -56,6 +81,10 @@ async def ws_create_server(
     max_write_backlog: int | None = ServerOptions.max_write_backlog,
     coalesce_writes: bool = ServerOptions.coalesce_writes,
     subprotocols: Sequence[str] | None = ServerOptions.subprotocols,
+    origins: Sequence[str | None] | None = ServerOptions.origins,
+    max_connections: int | None = ServerOptions.max_connections,
+    max_connections_per_ip: int | None = ServerOptions.max_connections_per_ip,
+    max_pending_handshakes: int | None = ServerOptions.max_pending_handshakes,
     ssl: ssl_module.SSLContext | None = ServerOptions.ssl,
     sock: socket.socket | None = ServerOptions.sock,
     unix_path: str | bytes | os.PathLike[str] | None = ServerOptions.unix_path,
@@ -68,8 +97,8 @@ async def ws_create_server(
 
     :param ws_listener_factory: called with the :class:`WSUpgradeRequest`. Returns the
         :class:`WSListener` of the connection, a :class:`WSUpgradeResponseWithListener` to say more
-            in the response or to answer plain HTTP, or
-        None for 404. If it raises, the client gets 500 and the log the error.
+        in the response, a :class:`WSUpgradeResponse` to answer plain HTTP, or None for 404. If it
+        raises, the client gets 500 and the log the error.
     :param host: address or name to listen on, or several; None or "": every interface
     :param port: port number; 0 or None: a free one, see ``server.sockets[0].getsockname()``
     :param create_server_kwargs: the remaining settings of ``ServerOptions``, such as ``family``,
@@ -98,6 +127,10 @@ async def ws_create_server(
         max_write_backlog=max_write_backlog,
         coalesce_writes=coalesce_writes,
         subprotocols=subprotocols,
+        origins=origins,
+        max_connections=max_connections,
+        max_connections_per_ip=max_connections_per_ip,
+        max_pending_handshakes=max_pending_handshakes,
         ssl=ssl,
         sock=sock,
         unix_path=unix_path,
@@ -123,38 +156,59 @@ async def ws_create_server(
         unix_path=options.unix_path,
     )
 
-    def serve(stream: ByteStream) -> None:
-        handshake = ServerHandshake(subprotocols=options.subprotocols)
+    policy = None if options.origins is None else OriginPolicy(options.origins)
+    limits_upgrades = max_connections is not None or max_connections_per_ip is not None
+
+    def serve(stream: ByteStream, key: str | None) -> None:
+        handshake = ServerHandshake(subprotocols=options.subprotocols, origins=policy)
         transport = new_transport(
             loop,
             stream,
             options,
             handshake,
-            ws_listener_factory,
+            _limited(ws_listener_factory, server, key) if limits_upgrades else ws_listener_factory,
             logger,
             False,
             ssl is not None,
             server,
         )
-        server.attach(transport)
+        server.attach(transport, key)
         transport._serve()
 
+    def key_of(address: Any) -> str | None:
+        return None if max_connections_per_ip is None else address_key(address)
+
     def on_socket(accepted: socket.socket, address: Any) -> None:
+        key = key_of(address)
+        reason = server.reason_to_turn_away(key)
+        if reason is not None:
+            _turn_away(accepted, None if ssl is not None else _refusal_bytes(reason))
+            return
         timeout = options.ssl_handshake_timeout
-        serve(
-            socket_stream(loop, accepted, options.ssl, server_side=True, handshake_timeout=timeout)
+        stream = socket_stream(
+            loop, accepted, options.ssl, server_side=True, handshake_timeout=timeout
         )
+        serve(stream, key)
 
     def make_protocol() -> asyncio.BaseProtocol:
         timeout = options.ssl_handshake_timeout
 
         def on_connected() -> None:
+            key = key_of(stream.get_extra_info("peername"))
+            reason = server.reason_to_turn_away(key)
+            if reason is not None:
+                transport = stream.transport
+                assert transport is not None  # that is what was connected
+                if ssl is None:
+                    transport.write(_refusal_bytes(reason))
+                transport.close()
+                return
             accepted = stream.get_extra_info("socket")
             if options.keep_alive and accepted is not None:
                 # The peer may be gone already, which some systems report here.
                 with contextlib.suppress(OSError):
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            serve(with_tls(stream, options.ssl, server_side=True, handshake_timeout=timeout))
+            serve(with_tls(stream, options.ssl, server_side=True, handshake_timeout=timeout), key)
 
         stream = ForeignStream(loop, on_connected)
         return stream.protocol
@@ -171,6 +225,9 @@ async def ws_create_server(
         keep_alive=bool(options.keep_alive),
         unix_path=options.unix_path,
         logger=logger,
+        max_connections=options.max_connections,
+        max_connections_per_ip=options.max_connections_per_ip,
+        max_pending_handshakes=options.max_pending_handshakes,
     )
     if options.start_serving:
         try:
@@ -179,3 +236,39 @@ async def ws_create_server(
             server.close()
             raise
     return server
+
+
+def _limited(
+    factory: ServerListenerFactory, server: Server, key: str | None
+) -> ServerListenerFactory:
+    """The factory, behind the limits on WebSocket connections; plain HTTP passes."""
+
+    def limited(
+        request: WSUpgradeRequest,
+    ) -> WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None:
+        reason = server.reason_to_refuse(key) if request.is_upgrade else None
+        if reason is not None:
+            raise _refusal(reason)
+        return factory(request)
+
+    return limited
+
+
+def _refusal(reason: str) -> HandshakeRefusedError:
+    status, text = _REFUSALS[reason]
+    return HandshakeRefusedError(status, text, reason)
+
+
+def _refusal_bytes(reason: str) -> bytes:
+    return ServerHandshake().reject(_refusal(reason)).to_bytes()
+
+
+def _turn_away(accepted: socket.socket, response: bytes | None) -> None:
+    """End a connection before its request was read; say why, if that costs no waiting."""
+    with accepted, contextlib.suppress(OSError):
+        if response is not None:
+            # A socket with something unread is closed by a reset, which may destroy the response.
+            with contextlib.suppress(BlockingIOError):
+                accepted.recv(16 * 1024)
+            accepted.send(response)
+            accepted.shutdown(socket.SHUT_WR)

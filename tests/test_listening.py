@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from picows_fast import listening
-from picows_fast.listening import Acceptor, Server, open_listening_sockets
+from picows_fast.listening import Acceptor, open_listening_sockets
+from picows_fast.serving import Server
 
 
 def _has_ipv6_loopback() -> bool:
@@ -476,13 +477,15 @@ async def test_out_of_descriptors_for_real(
 class FakeConnection:
     """Ends when it is told to, one turn of the loop later."""
 
+    disconnect_cause = None
+
     def __init__(self, server: Server) -> None:
         self.server = server
         self.calls: list[bool] = []
         self.close_codes: list[int] = []
         server.attach(self)
 
-    def send_close(self, close_code: int) -> None:
+    def send_close(self, close_code: int, close_message: str | None = None) -> None:
         self.close_codes.append(close_code)
 
     def disconnect(self, graceful: bool = True) -> None:

@@ -1,0 +1,380 @@
+"""The server object that users hold.
+
+Owns a server's life: serving, the connections that are attached to it, and their end, at once or
+in order. Listening sockets are ``listening``'s, counting and limits ``connections``'; what happens
+on a connection is the transport's, which reports here how its opening handshake went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from .codec import WSCloseCode, build_close_payload
+from .connections import CLOSED, ConnectionTable, ServerStats
+from .handshake import HandshakeRefusedError
+from .listening import Acceptor, LoopAcceptor
+from .states import WSDisconnectCause
+
+__all__ = ["Connection", "Server"]
+
+_logger = logging.getLogger("picows_fast.server")
+
+OnSocket = Callable[[socket.socket, Any], None]
+
+# What shutdown() sends in one turn of the loop, so that it does not stand still for thousands.
+_CLOSES_PER_TURN: Final = 64
+_CLOSE_INTERVAL: Final = 0.01  # seconds; a paced shutdown does not wake up more often
+
+
+class Connection(Protocol):
+    """What ``Server`` asks of an attached connection."""
+
+    @property
+    def disconnect_cause(self) -> WSDisconnectCause | None:
+        """Why it ended, once it has."""
+
+    def send_close(self, close_code: int, close_message: str | None = None) -> None:
+        """Send CLOSE, if that is possible."""
+
+    def disconnect(self, graceful: bool = True) -> None:
+        """End the connection, in order if ``graceful``."""
+
+
+class Server:
+    """What ``ws_create_server`` returns; has the interface of ``asyncio.Server``.
+
+    ``close`` stops listening and leaves the open connections alone, as with asyncio;
+    ``wait_closed`` returns when these have ended too, as with asyncio from Python 3.12 on.
+    Leaving ``async with``, and cancelling ``serve_forever``, do more than asyncio: they also close
+    the open connections, since waiting for clients to leave by themselves may take forever.
+    ``shutdown`` does all of it in order.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: Sequence[socket.socket],
+        on_socket: OnSocket,
+        *,
+        backlog: int = 100,
+        keep_alive: bool = False,
+        unix_path: str | bytes | os.PathLike[str] | None = None,
+        logger: Any = None,
+        acceptor: LoopAcceptor | None = None,
+        max_connections: int | None = None,
+        max_connections_per_ip: int | None = None,
+        max_pending_handshakes: int | None = None,
+    ) -> None:
+        self._loop = loop
+        self._sockets = tuple(sockets)
+        self._backlog = backlog
+        self._logger = _logger if logger is None else logger
+        self._acceptor = acceptor or Acceptor(
+            loop, sockets, on_socket, backlog=backlog, keep_alive=keep_alive, logger=logger
+        )
+        self._unix_path = None if unix_path is None else os.fspath(unix_path)
+        self._unix_inode = _inode(self._unix_path)
+        self._connections: ConnectionTable[Connection] = ConnectionTable(
+            max_connections=max_connections,
+            max_per_ip=max_connections_per_ip,
+            max_handshakes=max_pending_handshakes,
+        )
+        self._is_serving = False
+        self._is_closed = False
+        self._all_ended = asyncio.Event()
+        self._forever: asyncio.Future[None] | None = None
+        # From shutdown() on: what a handshake that was under way ends with.
+        self._final_close: tuple[int, str | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} sockets={self.sockets!r}>"
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; empty after ``close``."""
+        return () if self._is_closed else self._sockets
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that the server belongs to."""
+        return self._loop
+
+    def is_serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._is_serving
+
+    def stats(self) -> ServerStats:
+        """Return what was counted so far, and what there is now. Costs the same for any number of
+        connections."""
+        return self._connections.stats()
+
+    # --- Whether a connection may come, and how it went: called by ``server`` and the transport
+
+    def reason_to_turn_away(self, key: str | None) -> str | None:
+        """Why a connection that was just accepted is not to be attached; it is counted then."""
+        reason = CLOSED if self._is_closed else self._connections.reason_to_turn_away(key)
+        if reason is not None:
+            self._connections.turned_away(reason)
+        return reason
+
+    def reason_to_refuse(self, key: str | None) -> str | None:
+        """Why a request must not become a WebSocket connection."""
+        return self._connections.reason_to_refuse(key)
+
+    def attach(self, connection: Connection, key: str | None = None) -> None:
+        """Count a connection, whose handshake begins. ``wait_closed`` waits until it is detached.
+
+        ``key``: see ``connections.address_key``.
+        """
+        self._connections.attach(connection, key)
+        if not self._connections.has_room:
+            self._acceptor.hold()
+
+    def connection_opened(self, connection: Connection) -> None:
+        """The handshake succeeded; the listener is about to be told."""
+        self._connections.opened(connection)
+        self._note_room()
+        if self._final_close is not None:
+            self._loop.call_soon(connection.send_close, *self._final_close)
+
+    def connection_answered(self, connection: Connection, status: int) -> None:
+        """The factory chose another response than 101."""
+        self._connections.answered(connection, status)
+
+    def connection_refused(self, connection: Connection, status: int, error: BaseException) -> None:
+        """The handshake failed on the request, a limit or the factory."""
+        reason = error.reason if isinstance(error, HandshakeRefusedError) else None
+        self._connections.refused(connection, status, reason)
+
+    def detach(self, connection: Connection) -> None:
+        """Count a connection as ended. Does nothing if it is not attached."""
+        self._connections.detach(connection, connection.disconnect_cause)
+        self._note_room()
+        self._note_end()
+
+    def _note_room(self) -> None:
+        if self._connections.has_room:
+            self._acceptor.release()
+
+    # --- asyncio.Server
+
+    async def start_serving(self) -> None:
+        """Begin to accept connections. Does nothing if it has begun.
+
+        Raises RuntimeError after ``close``, OSError if a socket cannot listen.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"server {self!r} is closed")
+        if not self._is_serving:
+            for sock in self._sockets:
+                sock.listen(self._backlog)
+            started = self._acceptor.start()
+            if started is not None:
+                await started
+            self._is_serving = True
+
+    async def serve_forever(self) -> None:
+        """Accept connections until the server is closed or the call is cancelled.
+
+        Either way it ends with CancelledError. If the call is cancelled, the server and its
+        connections are closed and waited for first. Raises RuntimeError after ``close``, or if
+        another task is in this call.
+        """
+        if self._forever is not None:
+            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
+        await self.start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        except asyncio.CancelledError:
+            if not self._is_closed:
+                await self._close_everything()
+            raise
+        finally:
+            self._forever = None
+
+    def close(self) -> None:
+        """Stop listening. Open connections are left alone. May be called again."""
+        if self._is_closed:
+            return
+        # Before the socket is gone: afterwards the path may be another server's.
+        if self._unix_path is not None and _inode(self._unix_path) == self._unix_inode is not None:
+            with contextlib.suppress(OSError):
+                os.remove(self._unix_path)
+        self._is_closed = True
+        self._is_serving = False
+        self._acceptor.close()
+        if self._forever is not None:
+            self._forever.cancel()
+        self._note_end()
+
+    def close_clients(self) -> None:
+        """Send CLOSE 1001 (going away) on every open connection and end it in order."""
+        for connection in self._connections:
+            connection.send_close(WSCloseCode.GOING_AWAY)
+            connection.disconnect(graceful=True)
+
+    def abort_clients(self) -> None:
+        """Disconnect every open connection at once."""
+        for connection in self._connections:
+            connection.disconnect(graceful=False)
+
+    async def wait_closed(self) -> None:
+        """Wait until ``close`` was called and every connection has ended."""
+        await self._all_ended.wait()
+
+    # --- Ending in order
+
+    async def shutdown(
+        self,
+        *,
+        code: int = WSCloseCode.GOING_AWAY,
+        reason: str | None = None,
+        timeout: float | None = None,
+        spread: float = 0.0,
+    ) -> None:
+        """Close the server and end every connection in order (RFC 6455 7.1.2), then return.
+
+        Listening stops at once. Every open connection gets CLOSE, and has its ``close_timeout`` to
+        answer; until then nothing that was sent to it is lost. Handshakes that are under way go
+        on within ``websocket_handshake_timeout``, and the connection they lead to gets CLOSE, too.
+
+        If the call is cancelled, every connection that is left is aborted. It may be called
+        again, also while another task is in it, to hurry: the earliest deadline counts.
+
+        :param code: close code: 1001 (going away), 1012 (service restart) or another that may be
+            sent
+        :param reason: at most 123 bytes of UTF-8
+        :param timeout: seconds after which what is left is aborted; None: the deadlines of the
+            connections suffice
+        :param spread: seconds over which the CLOSE frames are spread evenly, so that the clients
+            do not all come back at once
+        :raises ValueError, TypeError: an argument is not valid
+        """
+        build_close_payload(code, reason)  # it raises what every send_close() would
+        _check_seconds("timeout", timeout)
+        _check_seconds("spread", spread)
+        if timeout is not None and spread > timeout:
+            raise ValueError(f"spread must not exceed timeout ({timeout}), got {spread}")
+        self._final_close = (code, reason)
+        self.close()
+        closing = _PacedClose(self._loop, self._connections.open_connections(), code, reason)
+        closing.start(spread)
+        deadline = None
+        if timeout is not None:
+            deadline = self._loop.call_later(timeout, self._on_deadline, timeout)
+        try:
+            await self.wait_closed()
+        except asyncio.CancelledError:
+            self.abort_clients()
+            raise
+        finally:
+            closing.cancel()
+            if deadline is not None:
+                deadline.cancel()
+
+    def _on_deadline(self, timeout: float) -> None:
+        self._logger.warning(
+            "shutdown: aborting %d connections after %g s", len(self._connections), timeout
+        )
+        self.abort_clients()
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close_everything()
+
+    async def _close_everything(self) -> None:
+        self.close()
+        self.close_clients()
+        await self.wait_closed()
+
+    def _note_end(self) -> None:
+        if self._is_closed and not self._connections:
+            self._all_ended.set()
+
+
+class _PacedClose:
+    """Sends CLOSE on each of these connections, evenly over some seconds."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connections: Sequence[Connection],
+        code: int,
+        reason: str | None,
+    ) -> None:
+        self._loop = loop
+        self._waiting = deque(connections)
+        self._total = len(connections)
+        self._code = code
+        self._reason = reason
+        self._started = 0.0
+        self._spread = 0.0
+        self._handle: asyncio.Handle | None = None
+
+    def start(self, spread: float) -> None:
+        """``spread``: seconds from the first to behind the last."""
+        self._started = self._loop.time()
+        self._spread = spread
+        self._send()
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._waiting.clear()
+
+    def _is_due(self) -> bool:
+        number = self._total - len(self._waiting)
+        return self._loop.time() >= self._started + self._spread * number / self._total
+
+    def _send(self) -> None:
+        self._handle = None
+        for _ in range(_CLOSES_PER_TURN):
+            if not self._waiting or not self._is_due():
+                break
+            try:
+                self._waiting.popleft().send_close(self._code, self._reason)
+            except Exception as exc:
+                # One that fails must not keep the others from their end; it has its deadline.
+                self._loop.call_exception_handler({"message": "CLOSE not sent", "exception": exc})
+        if self._waiting:
+            if self._is_due():
+                self._handle = self._loop.call_soon(self._send)
+            else:
+                delay = max(self._spread / self._total, _CLOSE_INTERVAL)
+                self._handle = self._loop.call_later(delay, self._send)
+
+
+def _check_seconds(name: str, value: float | None) -> None:
+    if value is None and name == "timeout":
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def _inode(path: str | bytes | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: an abstract address is no path
+        return None
+    return found.st_dev, found.st_ino

@@ -18,23 +18,44 @@ static double now(void)
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
-/* Memory on a page of its own, `offset` bytes behind its start: a payload follows a header. */
-static uint8_t *new_buffer(size_t size, size_t offset, void **memory)
+/* As payloads lie in a receive buffer: one behind the other, `offset` bytes behind a cache line. */
+enum { WORKING_SET = 256 * 1024, LINE = 64 };
+
+typedef struct {
+    void *memory;
+    uint8_t *first;
+    size_t stride, end;
+} payloads;
+
+static int allocate(payloads *all, size_t size, size_t offset)
 {
-    if (posix_memalign(memory, 4096, size + offset + 64))
-        return NULL;
-    memset(*memory, 'x', size + offset + 64);
-    return (uint8_t *)*memory + offset;
+    size_t count;
+    all->stride = (size + offset + LINE - 1) / LINE * LINE;
+    count = all->stride < WORKING_SET ? WORKING_SET / all->stride : 1;
+    all->end = count * all->stride;
+    if (posix_memalign(&all->memory, 4096, all->end + LINE))
+        return 0;
+    memset(all->memory, 'x', all->end + LINE);
+    all->first = (uint8_t *)all->memory + offset;
+    return 1;
 }
 
+/* Nanoseconds for one CALL with the payload `data`, which is at `position`; all of them once before. */
 #define TIMED(CALL)                                                                               \
     do {                                                                                          \
-        double start;                                                                             \
-        CALL;                                                                                     \
-        start = now();                                                                            \
-        for (i = 0; i < calls; i++) {                                                             \
+        const long warm_up = (long)(all.end / all.stride);                                        \
+        size_t position = 0;                                                                      \
+        double start = 0;                                                                         \
+        long i;                                                                                   \
+        for (i = -warm_up; i < calls; i++) {                                                      \
+            uint8_t *data = all.first + position;                                                 \
+            if (i == 0)                                                                           \
+                start = now();                                                                    \
             CALL;                                                                                 \
             __asm__ volatile("" : : "r"(data) : "memory"); /* every call counts */                \
+            position += all.stride;                                                               \
+            if (position == all.end)                                                              \
+                position = 0;                                                                     \
         }                                                                                         \
         result = (now() - start) / (double)calls;                                                 \
     } while (0)
@@ -42,37 +63,34 @@ static uint8_t *new_buffer(size_t size, size_t offset, void **memory)
 double time_ours(size_t size, size_t offset, long calls)
 {
     static const uint8_t key[4] = {1, 2, 3, 4};
-    void *memory;
-    uint8_t *data = new_buffer(size, offset, &memory);
-    double result = -1;
-    long i;
-    if (data)
-        TIMED(pf_mask(data, data, size, key, 0));
-    free(memory);
+    payloads all;
+    double result;
+    if (!allocate(&all, size, offset))
+        return -1;
+    TIMED(pf_mask(data, data, size, key, 0));
+    free(all.memory);
     return result;
 }
 
 double time_peer(peer_function peer, size_t size, size_t offset, long calls)
 {
-    void *memory;
-    uint8_t *data = new_buffer(size, offset, &memory);
-    double result = -1;
-    long i;
-    if (data)
-        TIMED(peer(data, size, 0, 0x04030201, data));
-    free(memory);
+    payloads all;
+    double result;
+    if (!allocate(&all, size, offset))
+        return -1;
+    TIMED(peer(data, size, 0, 0x04030201, data));
+    free(all.memory);
     return result;
 }
 
 double time_memcpy(size_t size, size_t offset, long calls)
 {
-    void *memory, *memory2;
-    uint8_t *data = new_buffer(size, offset, &memory), *source = new_buffer(size, offset, &memory2);
-    double result = -1;
-    long i;
-    if (data && source)
-        TIMED(memcpy(data, source, size));
-    free(memory);
-    free(memory2);
+    payloads all, source;
+    double result;
+    if (!allocate(&all, size, offset) || !allocate(&source, size, offset))
+        return -1;
+    TIMED(memcpy(data, source.first + position, size));
+    free(all.memory);
+    free(source.memory);
     return result;
 }

@@ -1,7 +1,8 @@
 """Masking in place, without anything around it: GB/s of picows_fast, picows and memcpy.
 
-picows' function is the one that its own dispatcher picks on this CPU, on aligned sizes and
-addresses, where it needs no help of slower loops before and after. Runs in this process.
+Payloads lie one behind the other in 256 KiB, as in a receive buffer; larger ones are masked again
+and again. picows' function is the one that its own dispatcher picks on this CPU, on aligned sizes
+and addresses, where it needs no help of slower loops before and after. Runs in this process.
 """
 
 from __future__ import annotations

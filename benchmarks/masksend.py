@@ -1,8 +1,8 @@
 """What a client's send of 256 B costs beside the system call: instructions, counted by valgrind.
 
-A client sends in a row, in Cython, to the C reference, which drops everything. Two runs of
-different length are counted by callgrind, and the difference is divided: what is not a send cancels
-out. The kernel's instructions are not counted. Exact, so that one round is enough.
+A client sends in a row, in Cython, to the C reference, which drops everything. Callgrind counts
+while the function that does so runs; the kernel's instructions are not counted. Exact, so that one
+round is enough.
 """
 
 from __future__ import annotations
@@ -18,28 +18,34 @@ from .peers import CALLBACKS
 from .processes import cores, in_c, in_python
 
 SIZE = 256
-COUNTS = (500, 2500)
+COUNT = 2000
 
 
-def count_instructions(library: str, port: int, count: int, listener: str) -> int:
+def count_instructions(library: str, port: int) -> int:
     valgrind = shutil.which("valgrind")
     if not valgrind:
         raise UnavailableError("valgrind is not installed")
     core, _ = cores()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callgrind"
-        prefix = (valgrind, "-q", "--tool=callgrind", f"--callgrind-out-file={out}")
+        prefix = (
+            valgrind,
+            "-q",
+            "--tool=callgrind",
+            "--toggle-collect=__pyx_pw_*send_to_all",
+            f"--callgrind-out-file={out}",
+        )
         with in_python(
             "send",
             core,
             prefix,
             library=library,
             loop="asyncio",
-            listener=listener,
+            listener="cython",
             tls=False,
             port=port,
             size=SIZE,
-            count=count,
+            count=COUNT,
         ) as client:
             client.answer(180)
             client.wait()
@@ -49,13 +55,11 @@ def count_instructions(library: str, port: int, count: int, listener: str) -> in
     return int(totals[-1])
 
 
-def measure(library: str, listener: str) -> float:
+def measure(library: str) -> float:
     """Instructions for each send."""
     _, other = cores()
     with in_c("serve", other, sink=1) as sink:
-        port = sink.answer()["port"]
-        few, many = (count_instructions(library, port, count, listener) for count in COUNTS)
-    return (many - few) / (COUNTS[1] - COUNTS[0])
+        return count_instructions(library, sink.answer()["port"]) / COUNT
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -65,7 +69,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         "masksend",
         {"size": str(SIZE), "listener": "cython"},
         "instructions/send",
-        contestants(settings, CALLBACKS, measure, listener="cython"),
+        contestants(settings, CALLBACKS, measure),
         higher_is_better=False,
         rounds=1,
     )

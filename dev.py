@@ -32,11 +32,13 @@ EXTENSIONS = (
     "codec",
     "core",
     "net.stream",
+    "net.poller",
     "net.tcp",
     "net.tls",
     "net.direct_tls",
     "net.foreign",
     "layers.messages",
+    "loop.selector",
 )
 
 

@@ -18,9 +18,13 @@ TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
 modules = ["codec", "core", "net.stream", "net.tls", "net.foreign", "layers.messages"]
 if sys.platform != "win32":
     modules += [
+        "net.poller",
         "net.tcp",
         "net.direct_tls",
     ]  # POSIX system calls; elsewhere the streams lie on asyncio's transports
+
+if sys.platform == "linux":
+    modules.append("loop.selector")
 
 names = [f"picows_fast.{module}" for module in modules]
 if FUZZ:

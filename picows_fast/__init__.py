@@ -37,6 +37,7 @@ from .http_messages import (
     WSUpgradeResponse,
     WSUpgradeResponseWithListener,
 )
+from .loop import new_event_loop, run
 from .options import ClientOptions, ServerOptions
 from .server import ws_create_server
 from .serving import Server
@@ -82,7 +83,9 @@ __all__ = [
     "__version__",
     "build_close_payload",
     "build_frame",
+    "new_event_loop",
     "parse_url",
+    "run",
     "ws_connect",
     "ws_create_server",
 ]

@@ -18,7 +18,9 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 # put into its place here first.
 BASE = {"exceptions", "states", "keepalive", "options", "_version"}
 HANDSHAKE = {"url", "origins", "http_messages", "handshake"}
-NET = {"net", "net.stream", "net.tcp", "net.tls", "net.direct_tls", "net.foreign", "net.open"}
+NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls", "net.foreign"} | {
+    "net.open"
+}
 CONNECTIONS = {"connecting", "listening", "connections", "serving"}
 ALLOWED: dict[str, set[str]] = {
     "_version": set(),
@@ -34,9 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "codec": {"wire", "exceptions"},
     "net": set(),
     "net.stream": set(),
-    "net.tcp": {"net", "net.stream"},
+    "net.poller": {"net", "net.stream"},
+    "net.tcp": {"net", "net.stream", "net.poller"},
     "net.tls": {"net", "net.stream"},
-    "net.direct_tls": {"net", "net.stream", "net.tcp", "net.tls"},
+    "net.direct_tls": {"net", "net.stream", "net.poller", "net.tcp", "net.tls"},
     "net.foreign": {"net", "net.stream"},
     "net.open": NET,
     "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive"}
@@ -47,6 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"codec", "states", "handshake", "connections", "listening"},
     "client": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     "server": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
+    # Beside them: an event loop that calls streams in C.
+    "loop": {"loop.selector"},
+    "loop.selector": {"net", "net.stream", "net.poller"},
     # Optional: nothing above imports them.
     "layers": set(),
     "layers.routing": {"core", "http_messages"},

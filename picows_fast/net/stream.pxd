@@ -96,6 +96,9 @@ cdef class ByteStream(StreamHandler):
     cpdef pause_reading(self)
     cpdef resume_reading(self)
 
+    # The loop's poller found the descriptor ready. Returns whether bytes came.
+    cdef bint descriptor_ready(self, bint readable, bint writable) except -1
+
     # --- for implementations
     cdef int flush(self) except -1
     cdef Py_ssize_t reserve(self, uint8_t **where) except -1

@@ -1,5 +1,6 @@
 # See tcp.pyx. Declared for core and for streams that lie on a descriptor.
 
+from .poller cimport Poller
 from .stream cimport ByteStream
 
 
@@ -10,6 +11,7 @@ cdef tuple system_end(int error)
 cdef class TcpStream(ByteStream):
     cdef:
         int fd
+        Poller poller           # of the loop; None: add_reader and add_writer
         object sock
         object peername
         bint reading            # the loop watches the descriptor for reading
@@ -19,6 +21,7 @@ cdef class TcpStream(ByteStream):
 
     cdef bint _read_once(self) except -1
     cdef int _read_failed(self, int error) except -1
+    cdef int _watch(self) except -1
     cdef int start_reading(self) except -1
     cdef int _stop_reading(self) except -1
     cdef int _send_failed(self, int error) except -1

@@ -2,7 +2,8 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """A ByteStream that owns a connected stream socket (TCP or Unix): ``add_reader`` and system calls in C.
 
-One readiness event is one ``recv`` into the shared buffer; one write is one ``send``. POSIX only.
+A loop whose selector is a Poller watches the descriptor without ``add_reader``, and calls in C, too. One readiness event
+is one ``recv`` into the shared buffer; one write is one ``send``. POSIX only.
 """
 
 import os
@@ -11,6 +12,7 @@ import socket
 from libc.errno cimport ECONNABORTED, ECONNRESET, EPIPE, errno
 from libc.stdint cimport uint8_t
 
+from .poller cimport POLL_READ, POLL_WRITE, poller_of
 from .stream cimport ByteStream, StreamEnd, read_space
 
 
@@ -77,6 +79,7 @@ cdef class TcpStream(ByteStream):
         self.loop = loop
         self.sock = sock
         self.fd = sock.fileno()
+        self.poller = poller_of(loop)
         self.space = read_space(loop, 0)
         self.set_write_buffer_limits()
         if hasattr(socket, "SO_NOSIGPIPE"):
@@ -86,6 +89,17 @@ cdef class TcpStream(ByteStream):
 
     def _on_readable(self):
         self._read_once()
+
+    cdef bint descriptor_ready(self, bint readable, bint writable) except -1:
+        cdef bint came = readable and self._read_once()
+        if writable and self.writing:
+            self.flush()
+        return came
+
+    cdef int _watch(self) except -1:
+        return self.poller.watch(
+            self, self.fd, (POLL_READ if self.reading else 0) | (POLL_WRITE if self.writing else 0), 0
+        )
 
     cdef bint _read_once(self) except -1:
         """One system call. Returns whether bytes came."""
@@ -122,12 +136,16 @@ cdef class TcpStream(ByteStream):
     cdef int start_reading(self) except -1:
         if not self.reading and not self.closed and not self.end_seen:
             self.reading = True
+            if self.poller is not None:
+                return self._watch()
             self.loop.add_reader(self.fd, self._on_readable)
         return 0
 
     cdef int _stop_reading(self) except -1:
         if self.reading:
             self.reading = False
+            if self.poller is not None:
+                return self._watch()
             self.loop.remove_reader(self.fd)
         return 0
 
@@ -226,12 +244,16 @@ cdef class TcpStream(ByteStream):
     cdef int _start_writing(self) except -1:
         if not self.writing:
             self.writing = True
+            if self.poller is not None:
+                return self._watch()
             self.loop.add_writer(self.fd, self._on_writable)
         return 0
 
     cdef int _stop_writing(self) except -1:
         if self.writing:
             self.writing = False
+            if self.poller is not None:
+                return self._watch()
             self.loop.remove_writer(self.fd)
         return 0
 

@@ -1,0 +1,43 @@
+# LoopSelector: the selector of picows_fast.new_event_loop().
+#
+# Owns: the epoll descriptor, who watches which descriptor, waiting. Does not own: the event loop, which is asyncio's and
+# unchanged; what a stream does when it is ready.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from ..net.poller cimport Poller
+from ..net.stream cimport ByteStream
+
+
+# Who watches a descriptor. What it refers to is kept alive by LoopSelector.streams.
+cdef struct Watched:
+    void *stream            # ByteStream; NULL: a file object of somebody else, or nobody
+    void *context           # contextvars.Context that the stream is called in
+    uint32_t events         # PollEvents
+    uint32_t generation     # counts who has watched this descriptor: tells an event of a former one
+    int64_t spin            # nanoseconds
+    bint entered            # the stream is being called
+
+
+cdef class LoopSelector(Poller):
+    cdef:
+        object __weakref__
+        int epoll_fd                # -1: closed
+        object loop                 # who select() looks after; None: nobody, and select() is as any selector's
+        int64_t busy_poll           # nanoseconds to spin before blocking
+        dict keys                   # fd -> SelectorKey of file objects
+        dict streams                # fd -> (stream, context)
+        object map                  # what get_map() returns
+        Watched *watched            # by descriptor
+        int watched_size
+        uint64_t selects            # counts calls of select(): tells of one inside a callback
+        uint64_t hot                # who received last, as in its events; HOT_NOBODY
+
+    cdef int _descriptor(self, fileobj) except -1
+    cdef int _control(self, int operation, int fd, int events) except -1
+    cdef Watched *_slot(self, int fd) except NULL
+    cdef int _forget(self, int fd) except -1
+    cdef ByteStream _stream_of(self, uint64_t event_data)
+    cdef bint _call(self, uint64_t event_data, bint readable, bint writable) except -1
+    cdef int _call_failed(self, ByteStream stream, context, error) except -1
+    cdef object _stream_key(self, int fd)

@@ -1,0 +1,530 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
+"""A selector that waits with epoll in C, calls picows_fast's own streams inside the wait, and spins if it is told to.
+
+To asyncio it is a selector like any other: file objects are registered, and ``select`` returns those that are ready.
+Streams are watched beside them and are no file objects: ``get_map`` does not show them. As long as only streams are
+ready, ``select`` calls them and waits on, as the loop would do nothing else.
+
+It returns to the loop when there is something for it: a file object is ready, a callback was scheduled
+(``call_soon``, a future or a task), the timers changed, a timer is due, ``stop`` was called; and after MAX_TURNS waits
+in a row, for what Python does between its own instructions (pending calls, exceptions for this thread).
+"""
+
+import asyncio
+import collections.abc
+import math
+import os
+import selectors
+from abc import ABCMeta
+
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno
+from libc.string cimport memset
+
+from ..net.poller cimport POLL_READ, POLL_WRITE
+
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <stdint.h>
+    #include <sys/epoll.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    #ifndef SYS_epoll_pwait2
+    #define SYS_epoll_pwait2 441    /* the same on every architecture */
+    #endif
+
+    static int64_t pf_now(void)
+    {
+        struct timespec now;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    }
+
+    /* Waits for so many nanoseconds, -1: without end. Returns the number of events, or -errno. */
+    static int pf_epoll_wait(int epoll_fd, struct epoll_event *events, int room, int64_t timeout)
+    {
+        static int has_pwait2 = 1;
+        int found;
+
+        if (timeout > 0 && has_pwait2) {
+            /* Not of libc, which has it since glibc 2.35 only. */
+            struct { int64_t seconds, nanoseconds; } limit = { timeout / 1000000000, timeout % 1000000000 };
+
+            found = (int)syscall(SYS_epoll_pwait2, epoll_fd, events, room, &limit, NULL, 0);
+            if (found >= 0)
+                return found;
+            if (errno != ENOSYS && errno != EPERM)
+                return -errno;
+            has_pwait2 = 0;     /* Linux before 5.11, or a container that does not know it */
+        }
+        if (timeout > 0) {
+            int64_t milliseconds = (timeout + 999999) / 1000000;    /* rather late than twice */
+
+            timeout = milliseconds > 86400000 ? 86400000 : milliseconds;
+        }
+        found = epoll_wait(epoll_fd, events, room, (int)timeout);
+        return found >= 0 ? found : -errno;
+    }
+
+    static int pf_epoll_control(int epoll_fd, int operation, int fd, uint32_t events, uint64_t data)
+    {
+        struct epoll_event event;
+
+        event.events = events;
+        event.data.u64 = data;
+        return epoll_ctl(epoll_fd, operation, fd, &event);
+    }
+
+    #define pf_event_data(event) ((event)->data.u64)
+    """
+    struct epoll_event:
+        uint32_t events
+
+    enum:
+        EPOLL_CLOEXEC
+        EPOLLIN
+        EPOLLOUT
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+
+    int epoll_create1(int flags)
+    int close(int fd)
+    int64_t pf_now() nogil
+    int pf_epoll_wait(int epoll_fd, epoll_event *events, int room, int64_t timeout) nogil
+    int pf_epoll_control(int epoll_fd, int operation, int fd, uint32_t events, uint64_t data)
+    uint64_t pf_event_data(epoll_event *event)
+
+cdef extern from "Python.h":
+    object PyContext_CopyCurrent()
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+
+
+cdef enum:
+    # What one wait takes. Who is ready and not among them is first in the next.
+    MAX_EVENTS = 256
+    # Waits without a return to the loop.
+    MAX_TURNS = 1000
+    READ = 1            # selectors.EVENT_READ
+    WRITE = 2           # selectors.EVENT_WRITE
+
+cdef uint64_t HOT_NOBODY = <uint64_t> -1
+cdef int64_t FOREVER = -1
+cdef object SelectorKey = selectors.SelectorKey
+cdef object Handle = asyncio.Handle
+
+
+cdef uint32_t epoll_mask(int events) noexcept:
+    return (EPOLLIN if events & READ else 0) | (EPOLLOUT if events & WRITE else 0)
+
+
+cdef class LoopSelector(Poller):
+    """A :class:`selectors.BaseSelector` for :class:`asyncio.SelectorEventLoop` on Linux.
+
+    :param busy_poll: seconds to spin before blocking
+    """
+
+    def __cinit__(self, *, double busy_poll=0.0):
+        self.epoll_fd = -1
+        self.hot = HOT_NOBODY
+        self.busy_poll = <int64_t> (busy_poll * 1e9)
+        self.keys = {}
+        self.streams = {}
+        self.map = KeyMap(self)
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.epoll_fd >= 0:
+            close(self.epoll_fd)
+        PyMem_Free(self.watched)
+
+    def attach(self, loop):
+        """Serve this loop: call its streams in ``select``, and return when it has something to do.
+
+        :param loop: an :class:`asyncio.BaseEventLoop` whose selector this is
+        """
+        self.loop = loop
+
+    # --- the interface of selectors.BaseSelector
+
+    def register(self, fileobj, events, data=None):
+        """Watch a file object. Raises ValueError, KeyError or OSError as any selector does."""
+        if not events or events & ~(READ | WRITE):
+            raise ValueError(f"Invalid events: {events!r}")
+        cdef int fd = self._descriptor(fileobj)
+        if fd in self.keys:
+            raise KeyError(f"{fileobj!r} (FD {fd}) is already registered")
+        key = SelectorKey(fileobj, fd, events, data)
+        self._control(EPOLL_CTL_ADD, fd, events)
+        self.keys[fd] = key
+        return key
+
+    def unregister(self, fileobj):
+        """Watch it no longer. KeyError if it is not registered; no error if it was closed before."""
+        cdef int fd = self._registered(fileobj)
+        key = self.keys.pop(fd)
+        self._forget(fd)
+        return key
+
+    def modify(self, fileobj, events, data=None):
+        """Change what is watched for, and the data. Raises what ``register`` raises, or KeyError."""
+        cdef int fd = self._registered(fileobj)
+        if not events or events & ~(READ | WRITE):
+            raise ValueError(f"Invalid events: {events!r}")
+        key = self.keys[fd]
+        if key.events != events:
+            try:
+                self._control(EPOLL_CTL_MOD, fd, events)
+            except OSError:
+                del self.keys[fd]
+                self._forget(fd)
+                raise
+        key = self.keys[fd] = SelectorKey(key.fileobj, fd, events, data)
+        return key
+
+    def get_key(self, fileobj):
+        """Return the key of a file object; KeyError if it is not registered."""
+        if self.map is None:
+            raise RuntimeError("Selector is closed")
+        try:
+            return self.keys[self._descriptor(fileobj)]
+        except KeyError:
+            raise KeyError(f"{fileobj!r} is not registered") from None
+
+    def get_map(self):
+        """Return a mapping of file objects to keys, None once closed."""
+        return self.map
+
+    def fileno(self):
+        """Return the epoll descriptor."""
+        if self.epoll_fd < 0:
+            raise ValueError("I/O operation on closed epoll object")
+        return self.epoll_fd
+
+    def close(self):
+        """Watch nothing any more."""
+        self.map = None
+        self.keys.clear()
+        self.streams.clear()
+        self.hot = HOT_NOBODY
+        self.loop = None
+        if self.watched != NULL:
+            # The generations go on, in case that a select() is under way.
+            for fd in range(self.watched_size):
+                self.watched[fd].stream = self.watched[fd].context = NULL
+                self.watched[fd].generation += 1
+        if self.epoll_fd >= 0:
+            close(self.epoll_fd)
+            self.epoll_fd = -1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.close()
+
+    def select(self, timeout=None):
+        """Return (key, events) for each file object that is ready.
+
+        Calls the streams that are ready; see the module for when it returns.
+
+        :param timeout: seconds; None: no limit; 0 or less: look once
+        """
+        cdef epoll_event[MAX_EVENTS] events
+        cdef int64_t now = 0
+        cdef int64_t deadline, spin_until
+        cdef uint64_t data
+        cdef uint32_t mask
+        cdef int found, i, fd, epoll_fd, wanted
+        cdef int turns = 0
+        cdef bint inside
+        cdef bint called
+        cdef Py_ssize_t timer_count = 0
+        cdef Py_ssize_t foreign
+        cdef list timers = None
+        cdef list ready = []
+        cdef object next_timer = None
+        cdef object scheduled = None
+        cdef object loop = self.loop
+        if self.epoll_fd < 0:
+            raise ValueError("I/O operation on closed epoll object")
+        self.selects += 1
+        cdef uint64_t number = self.selects
+        if timeout is None:
+            deadline = FOREVER
+        elif timeout <= 0:
+            deadline = 0
+        else:
+            now = pf_now()
+            deadline = now + <int64_t> math.ceil(timeout * 1e9)
+        # In debug mode the loop calls the streams itself, and watches how long that takes.
+        inside = loop is not None and not loop.get_debug()
+        if inside:
+            scheduled = loop._ready
+            timers = loop._scheduled
+            timer_count = len(timers)
+            if timer_count:
+                next_timer = timers[0]
+        while True:
+            turns += 1
+            called = False
+            epoll_fd = self.epoll_fd
+            # --- wait
+            if deadline == 0:
+                with nogil:
+                    found = pf_epoll_wait(epoll_fd, events, MAX_EVENTS, 0)
+            else:
+                found = 0
+                spin_until = self.busy_poll
+                if self.hot != HOT_NOBODY:
+                    spin_until = max(spin_until, self.watched[<uint32_t> self.hot].spin)
+                if spin_until > 0:
+                    if deadline < 0:
+                        now = pf_now()
+                    spin_until += now
+                    while now < spin_until and (deadline < 0 or now < deadline):
+                        if inside and self.hot != HOT_NOBODY and self._call(self.hot, True, False):
+                            called = True
+                            break
+                        with nogil:
+                            found = pf_epoll_wait(epoll_fd, events, MAX_EVENTS, 0)
+                        if found:
+                            break
+                        PyErr_CheckSignals()
+                        now = pf_now()
+                if not found and not called:
+                    if 0 < deadline <= now:
+                        return ready
+                    with nogil:
+                        found = pf_epoll_wait(
+                            epoll_fd, events, MAX_EVENTS, FOREVER if deadline < 0 else deadline - now
+                        )
+            if found < 0:
+                if found != -EINTR:
+                    raise OSError(-found, os.strerror(-found))
+                found = 0
+            # --- streams first: they may change what file objects are registered
+            foreign = 0
+            for i in range(found):
+                data = pf_event_data(&events[i])
+                fd = <int> <uint32_t> data
+                if fd >= self.watched_size or self.watched[fd].generation != <uint32_t> (data >> 32):
+                    continue
+                if self.watched[fd].stream == NULL:
+                    foreign += 1
+                    continue
+                mask = events[i].events
+                if inside:
+                    called = True
+                    if self._call(data, mask & ~<uint32_t> EPOLLOUT, mask & ~<uint32_t> EPOLLIN):
+                        self.hot = data
+                else:
+                    wanted = (POLL_READ if mask & ~<uint32_t> EPOLLOUT else 0) | (
+                        POLL_WRITE if mask & ~<uint32_t> EPOLLIN else 0
+                    )
+                    ready.append((self._stream_key(fd), wanted & <int> self.watched[fd].events))
+            if foreign:
+                for i in range(found):
+                    data = pf_event_data(&events[i])
+                    fd = <int> <uint32_t> data
+                    if fd >= self.watched_size or self.watched[fd].generation != <uint32_t> (data >> 32):
+                        continue
+                    key = self.keys.get(fd)
+                    if key is None:
+                        continue
+                    mask = events[i].events
+                    wanted = (READ if mask & ~<uint32_t> EPOLLOUT else 0) | (
+                        WRITE if mask & ~<uint32_t> EPOLLIN else 0
+                    )
+                    ready.append((key, wanted & <int> key.events))
+            # --- is there anything for the loop to do?
+            PyErr_CheckSignals()
+            if ready or deadline == 0 or not inside or turns >= MAX_TURNS or self.epoll_fd < 0:
+                return ready
+            if len(scheduled) or loop._stopping or self.selects != number:
+                return ready
+            if len(timers) != timer_count or timer_count and timers[0] is not next_timer:
+                return ready
+            if deadline > 0:
+                now = pf_now()
+                if now >= deadline:
+                    return ready
+
+    # --- the interface of Poller
+
+    cdef int watch(self, ByteStream stream, int fd, int events, long long spin) except -1:
+        cdef Watched *slot
+        cdef object context
+        if self.epoll_fd < 0:
+            if events:
+                raise RuntimeError("Event loop is closed")
+            return 0
+        slot = self._slot(fd)
+        if events == 0:
+            if slot.stream == <void*> stream:
+                self._forget(fd)
+            return 0
+        if slot.stream != <void*> stream:
+            self._control(EPOLL_CTL_ADD, fd, events)
+        elif slot.events != <uint32_t> events:
+            self._control(EPOLL_CTL_MOD, fd, events)
+        if slot.stream == NULL or events & ~slot.events & POLL_READ:
+            context = PyContext_CopyCurrent()
+            # While the stream is being called, the context that it was entered with must live on: _call() holds it.
+            self.streams[fd] = (stream, context)
+            slot.stream = <void*> stream
+            slot.context = <void*> context
+        slot.events = <uint32_t> events
+        slot.spin = spin
+        return 0
+
+    cdef ByteStream _stream_of(self, uint64_t event_data):
+        """The stream that an event is for; None if it is no longer watched."""
+        cdef uint32_t fd = <uint32_t> event_data
+        if fd >= <uint32_t> self.watched_size or self.watched[fd].generation != <uint32_t> (event_data >> 32):
+            return None
+        if self.watched[fd].stream == NULL:
+            return None
+        return <ByteStream> self.watched[fd].stream
+
+    cdef bint _call(self, uint64_t event_data, bint readable, bint writable) except -1:
+        """Tell a stream what it is ready for. Returns whether bytes came."""
+        cdef uint32_t fd = <uint32_t> event_data
+        cdef ByteStream stream = self._stream_of(event_data)
+        cdef bint came = False
+        cdef object context
+        if stream is None:
+            if self.hot == event_data:
+                self.hot = HOT_NOBODY
+            return False
+        if self.watched[fd].entered:
+            return False        # by a loop that was run inside its callback
+        readable = readable and self.watched[fd].events & POLL_READ
+        context = <object> self.watched[fd].context
+        PyContext_Enter(context)
+        self.watched[fd].entered = True
+        try:
+            came = stream.descriptor_ready(readable, writable)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._call_failed(stream, context, error)
+        finally:
+            self.watched[fd].entered = False
+            PyContext_Exit(context)
+        return came
+
+    cdef int _call_failed(self, ByteStream stream, context, error) except -1:
+        loop = stream.loop
+        loop.call_exception_handler({
+            "message": f"Exception in callback of {stream!r}",
+            "exception": error,
+            "handle": Handle(stream._on_readable, (), loop, context),
+        })
+        return 0
+
+    cdef object _stream_key(self, int fd):
+        """A key as add_reader and add_writer make it."""
+        stream, context = self.streams[fd]
+        return SelectorKey(fd, fd, <int> self.watched[fd].events, (
+            Handle(stream._on_readable, (), self.loop, context),
+            Handle(stream._on_writable, (), self.loop, context),
+        ))
+
+    # --- descriptors
+
+    cdef int _descriptor(self, fileobj) except -1:
+        """The descriptor of a file object, also of one that is registered and closed."""
+        cdef int fd = -1
+        if isinstance(fileobj, int):
+            fd = fileobj
+        else:
+            try:
+                fd = int(fileobj.fileno())
+            except (AttributeError, TypeError, ValueError):
+                pass
+        if fd < 0:
+            for key in self.keys.values():
+                if key.fileobj is fileobj:
+                    return key.fd
+            raise ValueError(f"Invalid file object: {fileobj!r}")
+        return fd
+
+    def _registered(self, fileobj):
+        cdef int fd = self._descriptor(fileobj)
+        if fd not in self.keys:
+            raise KeyError(f"{fileobj!r} is not registered")
+        return fd
+
+    cdef Watched *_slot(self, int fd) except NULL:
+        cdef int size
+        cdef Watched *larger
+        if fd >= self.watched_size:
+            size = max(2 * self.watched_size, fd + 1, 64)
+            larger = <Watched*> PyMem_Realloc(self.watched, <size_t> size * sizeof(Watched))
+            if larger == NULL:
+                raise MemoryError()
+            memset(larger + self.watched_size, 0, <size_t> (size - self.watched_size) * sizeof(Watched))
+            self.watched = larger
+            self.watched_size = size
+        return &self.watched[fd]
+
+    cdef int _control(self, int operation, int fd, int events) except -1:
+        cdef Watched *slot = self._slot(fd)
+        cdef uint32_t generation = slot.generation
+        if operation == EPOLL_CTL_ADD:
+            generation += 1
+        if pf_epoll_control(
+            self.epoll_fd, operation, fd, epoll_mask(events), <uint64_t> generation << 32 | <uint32_t> fd
+        ) < 0:
+            raise OSError(errno, os.strerror(errno))
+        slot.generation = generation
+        return 0
+
+    cdef int _forget(self, int fd) except -1:
+        cdef Watched *slot = self._slot(fd)
+        slot.generation += 1
+        slot.stream = slot.context = NULL
+        slot.events = 0
+        # Fails if it was closed before.
+        pf_epoll_control(self.epoll_fd, EPOLL_CTL_DEL, fd, 0, 0)
+        self.streams.pop(fd, None)
+        return 0
+
+
+class KeyMap(collections.abc.Mapping):
+    """File objects and their keys, as a selector's get_map() shows them."""
+
+    def __init__(self, selector):
+        self._selector = selector
+
+    def __len__(self):
+        return len((<LoopSelector> self._selector).keys)
+
+    def __iter__(self):
+        return iter((<LoopSelector> self._selector).keys)
+
+    def __getitem__(self, fileobj):
+        cdef LoopSelector selector = self._selector
+        try:
+            return selector.keys[selector._descriptor(fileobj)]
+        except KeyError:
+            raise KeyError(f"{fileobj!r} is not registered") from None
+
+    def get(self, fileobj, default=None):
+        cdef LoopSelector selector = self._selector
+        return selector.keys.get(selector._descriptor(fileobj), default)
+
+
+# As a function: BaseSelector.register is the selector's own method.
+ABCMeta.register(selectors.BaseSelector, LoopSelector)

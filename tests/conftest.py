@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import trustme
+
+import picows_fast
 
 from .cython_build import build, load, user_sources
 from .peers import Contexts, connected
@@ -22,6 +25,19 @@ try:
     import uvloop
 except ImportError:
     uvloop = None
+
+# What is run on picows_fast's own loop as well: where it matters who calls the streams, and when.
+ON_OUR_LOOP = {
+    "adversity",
+    "test_auto_ping",
+    "test_backpressure",
+    "test_closing",
+    "test_core",
+    "test_direct_tls",
+    "test_feeds",
+    "test_lifetime",
+    "test_streams",
+}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +51,8 @@ def pytest_asyncio_loop_factories(
     }
     if uvloop is not None:
         factories["uvloop"] = uvloop.new_event_loop
+    if sys.platform == "linux" and ON_OUR_LOOP & {item.path.stem, item.path.parent.name}:
+        factories["picows_fast"] = picows_fast.new_event_loop
     return factories
 
 

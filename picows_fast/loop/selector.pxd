@@ -9,6 +9,11 @@ from ..net.poller cimport Poller
 from ..net.stream cimport ByteStream
 
 
+cdef extern from "<sys/epoll.h>":
+    struct epoll_event:
+        uint32_t events
+
+
 # Who watches a descriptor. What it refers to is kept alive by LoopSelector.streams.
 cdef struct Watched:
     void *stream            # ByteStream; NULL: a file object of somebody else, or nobody
@@ -33,11 +38,14 @@ cdef class LoopSelector(Poller):
         uint64_t selects            # counts calls of select(): tells of one inside a callback
         uint64_t hot                # who received last, as in its events; HOT_NOBODY
 
+    cdef list _select(self, epoll_event *events, int room, timeout)
+    cdef int _wait(self, epoll_event *events, int room, int64_t deadline, int64_t *now, bint inside) except -1
+    cdef int _tell(self, epoll_event *events, int found, bint inside, list ready) except -1
     cdef int _descriptor(self, fileobj) except -1
     cdef int _control(self, int operation, int fd, int events) except -1
     cdef Watched *_slot(self, int fd) except NULL
     cdef int _forget(self, int fd) except -1
-    cdef ByteStream _stream_of(self, uint64_t event_data)
+    cdef bint _is_current(self, uint64_t event_data) noexcept
     cdef bint _call(self, uint64_t event_data, bint readable, bint writable) except -1
     cdef int _call_failed(self, ByteStream stream, context, error) except -1
     cdef object _stream_key(self, int fd)

@@ -18,8 +18,8 @@ import os
 import selectors
 from abc import ABCMeta
 
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.errno cimport EINTR, errno
 from libc.string cimport memset
 
@@ -84,9 +84,6 @@ cdef extern from *:
 
     #define pf_event_data(event) ((event)->data.u64)
     """
-    struct epoll_event:
-        uint32_t events
-
     enum:
         EPOLL_CLOEXEC
         EPOLLIN
@@ -109,12 +106,10 @@ cdef extern from "Python.h":
 
 
 cdef enum:
-    # What one wait takes. Who is ready and not among them is first in the next.
+    # What one wait takes, if there are not more file objects. Who is ready and not among them is first in the next.
     MAX_EVENTS = 256
     # Waits without a return to the loop.
     MAX_TURNS = 1000
-    READ = 1            # selectors.EVENT_READ
-    WRITE = 2           # selectors.EVENT_WRITE
 
 cdef uint64_t HOT_NOBODY = <uint64_t> -1
 cdef int64_t FOREVER = -1
@@ -123,7 +118,12 @@ cdef object Handle = asyncio.Handle
 
 
 cdef uint32_t epoll_mask(int events) noexcept:
-    return (EPOLLIN if events & READ else 0) | (EPOLLOUT if events & WRITE else 0)
+    return (EPOLLIN if events & POLL_READ else 0) | (EPOLLOUT if events & POLL_WRITE else 0)
+
+
+cdef int poll_events(uint32_t mask) noexcept:
+    # An error or a hang-up is for everybody to find out.
+    return (POLL_READ if mask & ~<uint32_t> EPOLLOUT else 0) | (POLL_WRITE if mask & ~<uint32_t> EPOLLIN else 0)
 
 
 cdef class LoopSelector(Poller):
@@ -159,7 +159,7 @@ cdef class LoopSelector(Poller):
 
     def register(self, fileobj, events, data=None):
         """Watch a file object. Raises ValueError, KeyError or OSError as any selector does."""
-        if not events or events & ~(READ | WRITE):
+        if not events or events & ~(POLL_READ | POLL_WRITE):
             raise ValueError(f"Invalid events: {events!r}")
         cdef int fd = self._descriptor(fileobj)
         if fd in self.keys:
@@ -179,7 +179,7 @@ cdef class LoopSelector(Poller):
     def modify(self, fileobj, events, data=None):
         """Change what is watched for, and the data. Raises what ``register`` raises, or KeyError."""
         cdef int fd = self._registered(fileobj)
-        if not events or events & ~(READ | WRITE):
+        if not events or events & ~(POLL_READ | POLL_WRITE):
             raise ValueError(f"Invalid events: {events!r}")
         key = self.keys[fd]
         if key.events != events:
@@ -240,125 +240,130 @@ cdef class LoopSelector(Poller):
 
         :param timeout: seconds; None: no limit; 0 or less: look once
         """
-        cdef epoll_event[MAX_EVENTS] events
-        cdef int64_t now = 0
-        cdef int64_t deadline, spin_until
-        cdef uint64_t data
-        cdef uint32_t mask
-        cdef int found, i, fd, epoll_fd, wanted
-        cdef int turns = 0
-        cdef bint inside
-        cdef bint called
-        cdef Py_ssize_t timer_count = 0
-        cdef Py_ssize_t foreign
-        cdef list timers = None
-        cdef list ready = []
-        cdef object next_timer = None
-        cdef object scheduled = None
-        cdef object loop = self.loop
+        cdef epoll_event[MAX_EVENTS] few
+        cdef epoll_event *events = few
+        cdef int room = MAX_EVENTS
         if self.epoll_fd < 0:
             raise ValueError("I/O operation on closed epoll object")
         self.selects += 1
+        if len(self.keys) > MAX_EVENTS:
+            room = <int> len(self.keys)
+            events = <epoll_event*> PyMem_Malloc(<size_t> room * sizeof(epoll_event))
+            if events == NULL:
+                raise MemoryError()
+        try:
+            return self._select(events, room, timeout)
+        finally:
+            if events != few:
+                PyMem_Free(events)
+
+    cdef list _select(self, epoll_event *events, int room, timeout):
         cdef uint64_t number = self.selects
-        if timeout is None:
-            deadline = FOREVER
-        elif timeout <= 0:
-            deadline = 0
-        else:
-            now = pf_now()
-            deadline = now + <int64_t> math.ceil(timeout * 1e9)
+        cdef int64_t now = 0
+        cdef int64_t deadline = FOREVER
+        cdef Py_ssize_t timer_count = 0
+        cdef int turns = 0
+        cdef int found
+        cdef list ready = []
+        cdef list timers = None
+        cdef object first_timer = None
+        cdef object scheduled = None
+        cdef object loop = self.loop
         # In debug mode the loop calls the streams itself, and watches how long that takes.
-        inside = loop is not None and not loop.get_debug()
+        cdef bint inside = loop is not None and not loop.get_debug()
+        if timeout is not None:
+            deadline = 0
+            if timeout > 0:
+                now = pf_now()
+                deadline = now + <int64_t> math.ceil(timeout * 1e9)
         if inside:
             scheduled = loop._ready
             timers = loop._scheduled
             timer_count = len(timers)
             if timer_count:
-                next_timer = timers[0]
+                first_timer = timers[0]
         while True:
-            turns += 1
-            called = False
-            epoll_fd = self.epoll_fd
-            # --- wait
-            if deadline == 0:
-                with nogil:
-                    found = pf_epoll_wait(epoll_fd, events, MAX_EVENTS, 0)
-            else:
-                found = 0
-                spin_until = self.busy_poll
-                if self.hot != HOT_NOBODY:
-                    spin_until = max(spin_until, self.watched[<uint32_t> self.hot].spin)
-                if spin_until > 0:
-                    if deadline < 0:
-                        now = pf_now()
-                    spin_until += now
-                    while now < spin_until and (deadline < 0 or now < deadline):
-                        if inside and self.hot != HOT_NOBODY and self._call(self.hot, True, False):
-                            called = True
-                            break
-                        with nogil:
-                            found = pf_epoll_wait(epoll_fd, events, MAX_EVENTS, 0)
-                        if found:
-                            break
-                        PyErr_CheckSignals()
-                        now = pf_now()
-                if not found and not called:
-                    if 0 < deadline <= now:
-                        return ready
-                    with nogil:
-                        found = pf_epoll_wait(
-                            epoll_fd, events, MAX_EVENTS, FOREVER if deadline < 0 else deadline - now
-                        )
-            if found < 0:
-                if found != -EINTR:
-                    raise OSError(-found, os.strerror(-found))
-                found = 0
-            # --- streams first: they may change what file objects are registered
-            foreign = 0
-            for i in range(found):
-                data = pf_event_data(&events[i])
-                fd = <int> <uint32_t> data
-                if fd >= self.watched_size or self.watched[fd].generation != <uint32_t> (data >> 32):
-                    continue
-                if self.watched[fd].stream == NULL:
-                    foreign += 1
-                    continue
-                mask = events[i].events
-                if inside:
-                    called = True
-                    if self._call(data, mask & ~<uint32_t> EPOLLOUT, mask & ~<uint32_t> EPOLLIN):
-                        self.hot = data
-                else:
-                    wanted = (POLL_READ if mask & ~<uint32_t> EPOLLOUT else 0) | (
-                        POLL_WRITE if mask & ~<uint32_t> EPOLLIN else 0
-                    )
-                    ready.append((self._stream_key(fd), wanted & <int> self.watched[fd].events))
-            if foreign:
-                for i in range(found):
-                    data = pf_event_data(&events[i])
-                    fd = <int> <uint32_t> data
-                    if fd >= self.watched_size or self.watched[fd].generation != <uint32_t> (data >> 32):
-                        continue
-                    key = self.keys.get(fd)
-                    if key is None:
-                        continue
-                    mask = events[i].events
-                    wanted = (READ if mask & ~<uint32_t> EPOLLOUT else 0) | (
-                        WRITE if mask & ~<uint32_t> EPOLLIN else 0
-                    )
-                    ready.append((key, wanted & <int> key.events))
-            # --- is there anything for the loop to do?
+            found = self._wait(events, room, deadline, &now, inside)
+            if found:
+                self._tell(events, found, inside, ready)
             PyErr_CheckSignals()
-            if ready or deadline == 0 or not inside or turns >= MAX_TURNS or self.epoll_fd < 0:
+            # Is there anything for the loop to do?
+            turns += 1
+            if ready or deadline == 0 or not inside or turns == MAX_TURNS or self.epoll_fd < 0:
                 return ready
             if len(scheduled) or loop._stopping or self.selects != number:
                 return ready
-            if len(timers) != timer_count or timer_count and timers[0] is not next_timer:
+            if len(timers) != timer_count or timer_count and timers[0] is not first_timer:
                 return ready
             if deadline > 0:
                 now = pf_now()
                 if now >= deadline:
                     return ready
+
+    cdef int _wait(self, epoll_event *events, int room, int64_t deadline, int64_t *now, bint inside) except -1:
+        """Return the number of events: 0 at the deadline, after a signal, and when a stream was called already.
+
+        :param deadline: FOREVER, or 0 to look once
+        :param now: the time, if there is a deadline
+        """
+        cdef int epoll_fd = self.epoll_fd
+        cdef int found
+        cdef int64_t timeout = FOREVER
+        cdef int64_t spin = self.busy_poll
+        if deadline == 0:
+            spin = timeout = 0
+        elif self.hot != HOT_NOBODY:
+            spin = max(spin, self.watched[<uint32_t> self.hot].spin)
+        if spin > 0:
+            if deadline < 0:
+                now[0] = pf_now()
+            spin += now[0]
+            while now[0] < spin and (deadline < 0 or now[0] < deadline):
+                # Who received last is the likeliest to receive next; reading at once saves asking who it is.
+                if inside and self.hot != HOT_NOBODY and self._call(self.hot, True, False):
+                    return 0
+                with nogil:
+                    found = pf_epoll_wait(epoll_fd, events, room, 0)
+                if found > 0:
+                    return found
+                PyErr_CheckSignals()
+                now[0] = pf_now()
+        if deadline > 0:
+            timeout = max(deadline - now[0], 0)
+        with nogil:
+            found = pf_epoll_wait(epoll_fd, events, room, timeout)
+        if found < 0:
+            if found != -EINTR:
+                raise OSError(-found, os.strerror(-found))
+            found = 0
+        return found
+
+    cdef int _tell(self, epoll_event *events, int found, bint inside, list ready) except -1:
+        """Call the streams that are ready, note the file objects that are."""
+        cdef uint64_t data
+        cdef int i, fd, happened
+        cdef int foreign = 0
+        for i in range(found):
+            data = pf_event_data(&events[i])
+            fd = <int> <uint32_t> data
+            if not self._is_current(data):
+                continue
+            if self.watched[fd].stream == NULL:
+                foreign += 1
+                continue
+            happened = poll_events(events[i].events)
+            if not inside:
+                ready.append((self._stream_key(fd), happened & <int> self.watched[fd].events))
+            elif self._call(data, happened & POLL_READ, happened & POLL_WRITE):
+                self.hot = data
+        # After the streams, whose callbacks may change what is registered.
+        for i in range(found if foreign else 0):
+            data = pf_event_data(&events[i])
+            fd = <int> <uint32_t> data
+            if self._is_current(data) and self.watched[fd].stream == NULL:
+                key = self.keys[fd]
+                ready.append((key, poll_events(events[i].events) & <int> key.events))
+        return 0
 
     # --- the interface of Poller
 
@@ -388,28 +393,24 @@ cdef class LoopSelector(Poller):
         slot.spin = spin
         return 0
 
-    cdef ByteStream _stream_of(self, uint64_t event_data):
-        """The stream that an event is for; None if it is no longer watched."""
+    cdef bint _is_current(self, uint64_t event_data) noexcept:
+        """Whether its descriptor is still watched by who it was watched by when the event came."""
         cdef uint32_t fd = <uint32_t> event_data
-        if fd >= <uint32_t> self.watched_size or self.watched[fd].generation != <uint32_t> (event_data >> 32):
-            return None
-        if self.watched[fd].stream == NULL:
-            return None
-        return <ByteStream> self.watched[fd].stream
+        return fd < <uint32_t> self.watched_size and self.watched[fd].generation == <uint32_t> (event_data >> 32)
 
     cdef bint _call(self, uint64_t event_data, bint readable, bint writable) except -1:
         """Tell a stream what it is ready for. Returns whether bytes came."""
         cdef uint32_t fd = <uint32_t> event_data
-        cdef ByteStream stream = self._stream_of(event_data)
         cdef bint came = False
+        cdef ByteStream stream
         cdef object context
-        if stream is None:
+        if not self._is_current(event_data):
             if self.hot == event_data:
                 self.hot = HOT_NOBODY
             return False
         if self.watched[fd].entered:
             return False        # by a loop that was run inside its callback
-        readable = readable and self.watched[fd].events & POLL_READ
+        stream = <ByteStream> self.watched[fd].stream
         context = <object> self.watched[fd].context
         PyContext_Enter(context)
         self.watched[fd].entered = True

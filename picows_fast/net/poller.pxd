@@ -6,7 +6,7 @@
 from .stream cimport ByteStream
 
 
-cdef enum PollEvent:
+cdef enum PollEvent:        # the values are those of selectors.EVENT_READ and EVENT_WRITE
     POLL_READ = 1
     POLL_WRITE = 2
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import selectors
 import sys
 import warnings
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 if sys.platform == "linux":
     from .selector import LoopSelector
@@ -73,7 +74,8 @@ def _new_event_loop(busy_poll: float, stack_level: int) -> asyncio.AbstractEvent
         return asyncio.new_event_loop()
     selector = LoopSelector(busy_poll=busy_poll)
     try:
-        loop = asyncio.SelectorEventLoop(selector)
+        # A selector by its interface: an extension type cannot derive from BaseSelector.
+        loop = asyncio.SelectorEventLoop(cast(selectors.BaseSelector, selector))
     except BaseException:
         selector.close()
         raise

@@ -138,7 +138,7 @@ cdef class LoopSelector(Poller):
         self.busy_poll = <int64_t> (busy_poll * 1e9)
         self.keys = {}
         self.streams = {}
-        self.map = KeyMap(self)
+        self.map = _KeyMap(self)
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -503,7 +503,7 @@ cdef class LoopSelector(Poller):
         return 0
 
 
-class KeyMap(collections.abc.Mapping):
+class _KeyMap(collections.abc.Mapping):
     """File objects and their keys, as a selector's get_map() shows them."""
 
     def __init__(self, selector):

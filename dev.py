@@ -134,7 +134,7 @@ def sanitize(arguments: list[str]) -> None:
     python.write_text(
         "#!/bin/sh\n"
         f'export LD_PRELOAD="{" ".join(libraries)}"\n'
-        f'export ASAN_OPTIONS="{asan}" UBSAN_OPTIONS=print_stacktrace=1\n'
+        f'export ASAN_OPTIONS="${{ASAN_OPTIONS:-{asan}}}" UBSAN_OPTIONS=print_stacktrace=1\n'
         f'exec "{PYTHON}" "$@"\n'
     )
     python.chmod(0o755)
@@ -143,7 +143,7 @@ def sanitize(arguments: list[str]) -> None:
     )
     feeds = os.environ.get("PICOWS_FAST_FEEDS", str(ROOT.parent / "shared" / "feeds"))
     environment = {"PYTHONMALLOC": "malloc", "PYTHONPATH": str(copy), "PICOWS_FAST_FEEDS": feeds}
-    environment["PICOWS_FAST_SANITIZE"] = "1"
+    environment |= {"PICOWS_FAST_SANITIZE": "1", "ASAN_OPTIONS": asan}
     for report in copy.glob("report.*"):
         report.unlink()
     try:

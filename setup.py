@@ -1,7 +1,9 @@
 """Builds the extension modules. Everything else about the package is in pyproject.toml.
 
-PICOWS_FAST_SANITIZE=1 builds them with AddressSanitizer and UndefinedBehaviorSanitizer.
-PICOWS_FAST_FUZZ=1 does the same for libFuzzer, and adds what only fuzzing needs; for clang.
+PICOWS_FAST_SANITIZE=1 builds them with AddressSanitizer and UndefinedBehaviorSanitizer, and a
+module with bugs that they have to find.
+PICOWS_FAST_FUZZ=1 builds them with both for libFuzzer, and adds what only fuzzing needs; for clang.
+PICOWS_FAST_COVERAGE=1 builds them, and what only fuzzing needs, for gcov.
 PICOWS_FAST_TRACE=1 builds them with line tracing, for the coverage of Cython code.
 """
 
@@ -13,6 +15,7 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("PICOWS_FAST_SANITIZE") == "1"
 FUZZ = os.environ.get("PICOWS_FAST_FUZZ") == "1"
+COVERAGE = os.environ.get("PICOWS_FAST_COVERAGE") == "1"
 TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
 
 modules = ["codec", "core", "net.stream", "net.tls", "net.foreign", "layers.messages"]
@@ -27,16 +30,23 @@ if sys.platform == "linux":
     modules.append("loop.selector")
 
 names = [f"picows_fast.{module}" for module in modules]
-if FUZZ:
+if FUZZ or COVERAGE:
     names.append("fuzz.exact")
+if SANITIZE:
+    names.append("tests.planted")
 
 compile_args = [] if sys.platform == "win32" else ["-O3", "-g1"]
 link_args: list[str] = []
 macros: list[tuple[str, str | None]] = []
 if SANITIZE or FUZZ:
     sanitizers = f"-fsanitize={'fuzzer-no-link,' if FUZZ else ''}address,undefined"
-    compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", sanitizers]
+    # Python's own -fwrapv would make signed overflow something that is not worth reporting.
+    compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
+    compile_args += ["-fno-sanitize-recover=all", sanitizers]
     link_args = [sanitizers]
+if COVERAGE:
+    compile_args = ["-O0", "-g", "--coverage"]
+    link_args = ["--coverage"]
 if TRACE:
     macros.append(("CYTHON_TRACE_NOGIL", "1"))
 

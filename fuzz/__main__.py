@@ -1,5 +1,8 @@
-"""Builds the fuzzers and runs them, one after the other: ``python -m fuzz [SECONDS] [TARGET ...]``.
+"""Builds the fuzzers and runs them: ``python -m fuzz [SECONDS] [TARGET ...]``.
 
+    coverage    (alone) which lines the inputs reach; see lines.py
+
+    --jobs N    that many targets at once (default: 1)
     --seed N    makes a run repeatable, given the same corpus (default: a new one every time)
     --merge     afterwards, write the smallest inputs that together reach the same into fuzz/corpus
 
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,14 +79,18 @@ def runtime() -> Path | None:
     return Path(atheris.path()) / "asan_with_fuzzer.so"
 
 
-def build() -> Path:
-    """Build into a copy of the sources; gives the folder to run in."""
-    copy = BUILD / "copy"
+def copy_sources(copy: Path) -> None:
     for name in ("picows_fast", "fuzz"):
         ignored = shutil.ignore_patterns("*.so", "*.pyd", "*.c", "__pycache__", "corpus", "crashes")
         shutil.copytree(ROOT / name, copy / name, dirs_exist_ok=True, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, copy / name)
+
+
+def build() -> Path:
+    """Build into a copy of the sources; gives the folder to run in."""
+    copy = BUILD / "copy"
+    copy_sources(copy)
     compilers = {"CC": "clang", "LDSHARED": "clang -shared", "PICOWS_FAST_FUZZ": "1"}
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
@@ -160,10 +168,28 @@ def merge(target: str, copy: Path) -> None:
             shutil.copy(path, seeds)
 
 
+def print_result(target: str, result: Result, seconds: int) -> None:
+    speed = result.executions // max(result.seconds or seconds, 1)
+    outcome = "ok"
+    if result.status or result.crashes:
+        outcome = ", ".join(str(path.relative_to(ROOT)) for path in result.crashes)
+        outcome = f"FAILED: {outcome or 'no input'}, see {BUILD.relative_to(ROOT)}/{target}.log"
+    print(
+        f"{target:10} {result.executions:11,} {speed:9,} {result.edges:6,} "
+        f"{result.features:8,}  {outcome}", flush=True,
+    )  # fmt: skip
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["coverage"]:
+        from . import lines  # needs coverage.py, which nothing else here does
+
+        lines.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="fuzz picows_fast")
     parser.add_argument("seconds", nargs="?", type=int, default=60, help="for each target")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merge", action="store_true")
     options = parser.parse_args()
@@ -175,23 +201,17 @@ def main() -> None:
         sys.exit(f"to be installed first: {'; '.join(needed)}")
 
     copy = build()
+    targets = options.targets or TARGETS
     failed = []
     print(f"{'':10} {'executions':>11} {'a second':>9} {'edges':>6} {'features':>8}  result")
-    for target in options.targets or TARGETS:
-        result = fuzz(target, copy, options.seconds, options.seed)
-        speed = result.executions // max(result.seconds or options.seconds, 1)
-        if result.status or result.crashes:
-            failed.append(target)
-            outcome = ", ".join(str(path.relative_to(ROOT)) for path in result.crashes)
-            outcome = f"FAILED: {outcome or 'no input'}, see {BUILD.relative_to(ROOT)}/{target}.log"
-        else:
-            outcome = "ok"
-        print(
-            f"{target:10} {result.executions:11,} {speed:9,} {result.edges:6,} "
-            f"{result.features:8,}  {outcome}", flush=True,
-        )  # fmt: skip
-        if options.merge:
-            merge(target, copy)
+    with ThreadPoolExecutor(options.jobs) as threads:
+        results = threads.map(lambda name: fuzz(name, copy, options.seconds, options.seed), targets)
+        for target, result in zip(targets, results, strict=True):
+            if result.status or result.crashes:
+                failed.append(target)
+            print_result(target, result, options.seconds)
+            if options.merge:
+                merge(target, copy)
     sys.exit(1 if failed else 0)
 
 

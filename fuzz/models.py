@@ -15,6 +15,7 @@ from picows_fast import WSViolation
 from .source import xor
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+_LONGEST_HEADER = 14
 
 
 class Settings(NamedTuple):
@@ -54,14 +55,16 @@ class _FoundError(Exception):
         self.arrived = arrived
 
 
-def parse(data: bytes, settings: Settings) -> Outcome:
-    """The frames in `data`, and the violation that ends them."""
+def parse(data: bytes, settings: Settings, max_frames: int | None = None) -> Outcome:
+    """The frames in `data`, and the violation that ends them. No more than the first `max_frames`
+    are looked for.
+    """
     outcome = Outcome()
     in_message = False
     position = 0
-    while not outcome.closed:
+    while not outcome.closed and len(outcome.frames) != max_frames:
         try:
-            read = _read_frame(data[position:], settings, in_message)
+            read = _read_frame(data, position, settings, in_message)
         except _FoundError as error:
             outcome.error = error.violation
             outcome.error_at = position + error.arrived
@@ -81,8 +84,11 @@ def parse(data: bytes, settings: Settings) -> Outcome:
     return outcome
 
 
-def _read_frame(data: bytes, settings: Settings, in_message: bool) -> tuple[Frame, int] | None:
+def _read_frame(
+    received: bytes, start: int, settings: Settings, in_message: bool
+) -> tuple[Frame, int] | None:
     """The frame and its size, which is more than there is if the payload is not complete."""
+    data = received[start : start + _LONGEST_HEADER]
     # 5.2: FIN, RSV1-3, opcode
     if len(data) < 1:
         return None
@@ -134,10 +140,10 @@ def _read_frame(data: bytes, settings: Settings, in_message: bool) -> tuple[Fram
             raise _FoundError(WSViolation.EXPECTED_CONTINUATION, position)
 
     end = position + length
-    payload = data[position:end]
+    payload = received[start + position : start + end]
     if any(key):
         payload = xor(payload, key)
-    if opcode == CLOSE and len(data) >= end:
+    if opcode == CLOSE and len(payload) == length:
         _check_close(payload, end)
     return Frame(opcode, payload, fin, rsv), end
 

@@ -12,6 +12,7 @@ cdef class DirectTlsStream(TcpStream):
         object tls                  # ssl.SSLObject
         bytearray held              # written, but not made into records yet: during a handshake, or corked
         bint handshaking
+        bint may_renegotiate        # TLS 1.2 or older, in which a handshake may begin anew
         bint read_over              # TLS has nothing more to read; what comes is not looked at
         bint failed                 # nor to write
         tuple found_end             # (StreamEnd, error) that a read found, and nobody was told of yet
@@ -25,6 +26,7 @@ cdef class DirectTlsStream(TcpStream):
     cdef int _read_failed_with(self, int error, int system_error) except -1
     cdef int _tell_end(self) except -1
     cdef int _send_answers(self) except -1
+    cdef bint _is_renegotiating(self) noexcept
     cdef int _encrypt(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int _send_records(self) except -1
     cdef int _flush_held(self) except -1

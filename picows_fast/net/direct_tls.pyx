@@ -31,6 +31,8 @@ cdef extern from "openssl_lookup.h":
         int (*SSL_write)(void *ssl, const void *data, int size)
         int (*SSL_get_error)(const void *handle, int result)
         int (*SSL_has_pending)(const void *handle)
+        int (*SSL_in_init)(const void *handle)
+        int (*SSL_renegotiate_pending)(const void *handle)
         int (*SSL_set_rfd)(void *handle, int fd)
         void *(*SSL_get_wbio)(const void *handle)
         void (*SSL_set_read_ahead)(void *handle, int yes)
@@ -166,6 +168,7 @@ cdef class DirectTlsStream(TcpStream):
         except OSError as error:
             return self._end(StreamEnd.RESET if isinstance(error, ConnectionError) else StreamEnd.FAILED, error)
         self.handshaking = False
+        self.may_renegotiate = self.tls.version() != "TLSv1.3"
         self._handshake_over()
         self._send_records()
         return self._flush_held()
@@ -226,7 +229,9 @@ cdef class DirectTlsStream(TcpStream):
                     self._read_failed_with(error, system_error)
                 break
             filled += size
-            if not openssl.SSL_has_pending(self.ssl):
+            if not openssl.SSL_has_pending(self.ssl) and not (
+                self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
+            ):
                 break
         if filled and not self.closing:
             self.received(filled)
@@ -320,11 +325,17 @@ cdef class DirectTlsStream(TcpStream):
             self._encrypt(body + joined, body_size - joined)
         return self._send_records()
 
+    cdef bint _is_renegotiating(self) noexcept:
+        """Whether nothing must be written, as SSL_write would make the handshake that the server wished for, and take
+        data that comes before the server's answer for a violation. SSL_read makes it, too, and allows for that.
+        """
+        return openssl.SSL_in_init(self.ssl) or openssl.SSL_renegotiate_pending(self.ssl)
+
     cdef int _encrypt(self, const uint8_t *data, Py_ssize_t size) except -1:
         """Make records of it; hold what TLS will not take before it has read something."""
         cdef Py_ssize_t done = 0
         cdef int written, error
-        if self.held:
+        if self.held or (self.may_renegotiate and self._is_renegotiating()):
             self.held += data[:size]
             return 0
         while done < size:

@@ -18,6 +18,8 @@ typedef struct pf_openssl {
     int (*SSL_write)(void *ssl, const void *data, int size);
     int (*SSL_get_error)(const void *ssl, int result);
     int (*SSL_has_pending)(const void *ssl);
+    int (*SSL_in_init)(const void *ssl);
+    int (*SSL_renegotiate_pending)(const void *ssl);
     int (*SSL_set_rfd)(void *ssl, int fd);
     void *(*SSL_get_rbio)(const void *ssl);
     void *(*SSL_get_wbio)(const void *ssl);
@@ -66,6 +68,8 @@ static inline int pf_openssl_load(pf_openssl *library, const char *path)
     PF_LOOK_UP(SSL_write);
     PF_LOOK_UP(SSL_get_error);
     PF_LOOK_UP(SSL_has_pending);
+    PF_LOOK_UP(SSL_in_init);
+    PF_LOOK_UP(SSL_renegotiate_pending);
     PF_LOOK_UP(SSL_set_rfd);
     PF_LOOK_UP(SSL_get_rbio);
     PF_LOOK_UP(SSL_get_wbio);

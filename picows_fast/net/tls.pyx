@@ -114,6 +114,7 @@ cdef class TlsStream(ByteStream):
 
     cdef int _advance(self) except -1:
         """Bytes came from below, or something waits to be written: do whatever TLS allows now."""
+        cdef bint waiting
         if self.failed or self.closed:
             return 0
         try:
@@ -125,9 +126,14 @@ cdef class TlsStream(ByteStream):
                 self.handshaking = False
                 self._handshake_over()
                 self._send_records()
-            if self.backlog_end:
-                self.flush()
+                if self.backlog_end:
+                    self.flush()
+            waiting = self.backlog_end != 0
             self._read()
+            # A write that waits for a renegotiation would take data that comes in the midst of it for a violation, so
+            # that has to be read before.
+            if waiting and self.backlog_end and not (self.failed or self.closed):
+                self.flush()
         except (TlsError, CertificateError) as error:
             self._fail(error)
         return 0

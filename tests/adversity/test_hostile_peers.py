@@ -638,3 +638,37 @@ async def test_renegotiation(side, io_options, authority, server_tls, caplog):
             assert listener.events.count("disconnected") <= 1
             pair.peer.close()
             await listener.closed()
+
+
+@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+@pytest.mark.parametrize("ask_again", [False, True], ids=["once", "again"])
+async def test_data_amid_a_renegotiation(ask_again, io_options, authority, server_tls, caplog):
+    """A server goes on sending until it sees our side of the new handshake. What we send meanwhile
+    must not look for the handshake's next record among its data.
+    """
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    listener = Counter()
+    contexts = Contexts(server_tls, client)
+    with log_below(caplog, logging.WARNING):
+        async with connected("client", listener, contexts=contexts, **io_options) as pair:
+            pointer = openssl_pointer(pair.peer.tls)
+            for number in range(1, 4):
+                assert openssl_calls().SSL_renegotiate(pointer) == 1
+                await pair.peer.send(TEXT, b"asked")
+                await listener.until(lambda n=2 * number - 1: listener.counts.get(TEXT) == n)
+                # The answer to the wish has been sent, and was not read.
+                if ask_again:
+                    openssl_calls().SSL_renegotiate(pointer)
+                pair.peer.sock.sendall(pair.peer.encrypt(pair.peer.frame(TEXT, b"sent on")))
+                pair.transport.send(TEXT, b"ours")
+                await listener.until(lambda n=2 * number: listener.counts.get(TEXT) == n)
+                reading = asyncio.ensure_future(pair.peer.read_frame())
+                while not reading.done():
+                    await pair.peer.send_raw(pair.peer.encrypt(b""))
+                    await asyncio.sleep(0.001)
+                assert await reading == (TEXT, b"ours")
+            assert pair.transport.state == WSState.OPEN
+            pair.peer.close()
+            await listener.closed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from picows_fast import WSHandshakeError, WSInvalidStatusError, WSInvalidURL, parse_url
+from picows_fast import WSHandshakeError, WSInvalidStatusError, WSInvalidURL, WSParsedURL, parse_url
 from picows_fast.handshake import (
     ClientHandshake,
     HandshakeLimits,
@@ -24,11 +24,14 @@ from .source import Source, pieces
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 URL = parse_url("ws://user:secret@example.com/chat?room=1")
+SECURE_URL = parse_url("wss://user:secret@[2001:db8::1]:8443/chat?room=1")
 SUBPROTOCOLS = ["chat", "superchat"]
 OFFERED_EXTENSIONS = "permessage-deflate; client_max_window_bits, x-test"
 
 # The whole program is used up after so many changes.
 MAX_CHANGES = 24
+# From this byte on, what follows changes bytes, no longer lines.
+_ENOUGH = 252
 MAX_BYTES = 128 * 1024
 
 _LIMITS = (
@@ -83,7 +86,12 @@ _VALUES = (
     b"\t websocket \t", b"h2c, websocket", b"websocket/1", b"ws://example.com/other",
     b"http://elsewhere.example/", b"/other?x#y", b"//[::1", b"wss://u:p@h/",
     b"dGhlIHNhbXBsZSBub25jZQ=", b"dGhlIHNhbXBsZSBub25jZQ", b"dGhlIHNhbXBsZSBub25jZ!==",
-    b"100-continue",
+    b"100-continue", b"ws://example.com:99999/", b"http://[::1%25eth0]:80/", b"http://[::1%eth0]/",
+    b"http://[::zz]/", b"http://xn--/", b"http://b\xc3\xbccher.example/", b"ws://u%C3%A4:p@h/",
+    b"ws://u%ff@h/", b"ws://u%00@h/", b"ws://u%3Ap@h/", b"ws://u:p:q@h/", b"ftp://h/", b"ws://",
+    b"ws://a..b/", b"ws://a_b!/", b"/%zz", b"wss://example.com/chat?%", b"ws://ex%61mple.com/",
+    b"https://example.com", b"?x", b"ws://h:0/", b"ws://h:/", b"\xed\xa0\x80",
+    b"http://" + b"a." * 130,
 )  # fmt: skip
 _ENDINGS = (
     b"\n",
@@ -129,7 +137,10 @@ def write_head(
     for _ in range(MAX_CHANGES):
         if not source:
             break
-        change = source.byte() % 14
+        change = source.byte()
+        if change >= _ENOUGH:
+            break
+        change %= 14
         index = source.byte() % len(lines)
         if change == 0:
             tail += source.choice(_TAILS)
@@ -318,25 +329,27 @@ def _ask(chunks: list[bytes], limits: HandshakeLimits) -> Asked:
         if isinstance(error, WSInvalidStatusError):
             assert refusal.status != 101
             assert refusal.body == error.raw_body
-            _follow(refusal)
+            _follow(URL, refusal)
+            _follow(SECURE_URL, refusal)
         return Asked(
             int(refusal.status), list(refusal.headers.items()), None, (type(error), str(error)),
             error.raw_body, None,
         )  # fmt: skip
 
 
-def _follow(refusal: WSUpgradeResponse) -> None:
+def _follow(origin: WSParsedURL, refusal: WSUpgradeResponse) -> None:
     """A redirect leads to a WebSocket URL, without what belongs to the first server, or nowhere."""
     for location in refusal.headers.getall("Location", ()):
         try:
-            target = URL.redirect(location)
+            target = origin.redirect(location)
         except WSInvalidURL as error:
             assert str(error)
             assert "secret" not in str(error)
             continue
-        headers = redirect_headers({"Cookie": "a=b", "X": "y"}, URL, target)
-        assert target.scheme in ("ws", "wss")
-        if not target.same_origin(URL):
+        headers = redirect_headers({"Cookie": "a=b", "X": "y"}, origin, target)
+        assert target.scheme in ("ws", "wss")[origin.is_secure :]
+        assert "secret" not in repr(target)
+        if not target.same_origin(origin):
             assert target.password != "secret"
             assert headers == [("X", "y")]
         request = ClientHandshake(target, extra_headers=headers).request_bytes()

@@ -213,6 +213,7 @@ def _close_payload(source: Source) -> bytes:
         assert built == (payload if code else b"")
         assert models.is_close_payload(built)
         assert len(built) <= 125
+        assert build_close_payload(code, reason.decode()) == built
     return payload
 
 
@@ -251,6 +252,10 @@ def _check_building(opcode: int, payload: bytes, fin: bool, masked: bool, expect
         assert xor(built[start:], built[start - 4 : start]) == payload
     else:
         assert built == expected
+        if opcode == models.TEXT and models.is_utf8(payload):
+            assert build_frame(msg_type, payload.decode(), fin=fin, mask=False) == expected
+        if not payload:
+            assert build_frame(msg_type, None, fin=fin, mask=False) == expected
 
 
 def _spoil(source: Source, sent: bytearray) -> None:

@@ -71,6 +71,7 @@ def _check_whole(received: bytes, settings: Settings, expected: Outcome) -> None
     for number, (frame, view) in enumerate(kept):
         payload = expected.frames[number].payload
         assert view == payload
+        assert frame.get_payload_as_memoryview() == payload
         assert len(frame) == frame.payload_size == len(payload)
         assert frame.tail_size == len(received) - expected.ends[number]
         assert bool(frame.last_in_buffer) == (

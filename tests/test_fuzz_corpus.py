@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 FUZZ = Path(__file__).resolve().parent.parent / "fuzz"
-MAX_FILES = 200
+MAX_FILES = 400
 MAX_BYTES = 200 * 1024
 
 

@@ -11,7 +11,12 @@ import sys
 
 import atheris
 
-_PURE_MODULES = ["picows_fast.handshake", "picows_fast.http_messages", "picows_fast.url"]
+_PURE_MODULES = [
+    "picows_fast.handshake",
+    "picows_fast.http_messages",
+    "picows_fast.origins",
+    "picows_fast.url",
+]
 
 
 def main() -> None:

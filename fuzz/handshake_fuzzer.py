@@ -7,6 +7,7 @@ says about it (`heads`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from picows_fast import WSHandshakeError, WSInvalidStatusError, WSInvalidURL, WSParsedURL, parse_url
@@ -26,6 +27,7 @@ ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 URL = parse_url("ws://user:secret@example.com/chat?room=1")
 SECURE_URL = parse_url("wss://user:secret@[2001:db8::1]:8443/chat?room=1")
 SUBPROTOCOLS = ["chat", "superchat"]
+ORIGINS = ["http://example.com", "https://*.example.com", None]
 OFFERED_EXTENSIONS = "permessage-deflate; client_max_window_bits, x-test"
 
 # The whole program is used up after so many changes.
@@ -91,7 +93,10 @@ _VALUES = (
     b"ws://u%ff@h/", b"ws://u%00@h/", b"ws://u%3Ap@h/", b"ws://u:p:q@h/", b"ftp://h/", b"ws://",
     b"ws://a..b/", b"ws://a_b!/", b"/%zz", b"wss://example.com/chat?%", b"ws://ex%61mple.com/",
     b"https://example.com", b"?x", b"ws://h:0/", b"ws://h:/", b"\xed\xa0\x80",
-    b"http://" + b"a." * 130,
+    b"http://" + b"a." * 130, b"https://a.example.com", b"https://a.example.com:443",
+    b"http://EXAMPLE.com:80", b"https://.example.com", b"https://evilexample.com", b"null",
+    b"https://a.example.com.elsewhere.example", b"https://a.example.com:8443",
+    b"https://*.example.com", b"http://[::1", b"https://a.example.com, http://example.com",
 )  # fmt: skip
 _ENDINGS = (
     b"\n",
@@ -121,7 +126,7 @@ def one_input(data: bytes) -> None:
         check_client(received, changed, limits, cuts)
     else:
         received, changed = write_head(source, list(_REQUEST), _REQUEST_LINES, 0)
-        check_server(received, changed, limits, cuts)
+        check_server(received, changed, limits, cuts, ORIGINS if flags & 8 else None)
 
 
 # --- Writing heads -------------------------------------------------------------------------------
@@ -200,9 +205,17 @@ class Served(NamedTuple):
     response: bytes
 
 
-def check_server(received: bytes, changed: bool, limits: HandshakeLimits, cuts: int) -> None:
-    whole = _serve([received], limits)
-    assert _serve(list(pieces(received, cuts)), limits) == whole, "it matters how input is cut"
+def check_server(
+    received: bytes,
+    changed: bool,
+    limits: HandshakeLimits,
+    cuts: int,
+    origins: Sequence[str | None] | None,
+) -> None:
+    whole = _serve([received], limits, origins)
+    assert _serve(list(pieces(received, cuts)), limits, origins) == whole, (
+        "it matters how input is cut"
+    )
     status = heads.check_written(whole.response)
     upgrades = heads.is_upgrade_request(received, limits.max_head_size, limits.max_header_count)
     if (
@@ -214,6 +227,10 @@ def check_server(received: bytes, changed: bool, limits: HandshakeLimits, cuts: 
     if status == 101:
         assert upgrades is not False
         _check_accepted(whole)
+        assert origins is None or _may_come_from(whole)
+    elif status == 403:
+        assert origins is not None
+        assert b"origin" in received.lower()
     else:
         assert status in (400, 405, 413, 426, 431, 501, 505), status
         assert upgrades is not True
@@ -224,8 +241,20 @@ def check_server(received: bytes, changed: bool, limits: HandshakeLimits, cuts: 
         heads.check_request(head, whole.request)
 
 
-def _serve(chunks: list[bytes], limits: HandshakeLimits) -> Served:
-    handshake = ServerHandshake(limits=limits, subprotocols=SUBPROTOCOLS)
+def _may_come_from(served: Served) -> bool:
+    """Whether the Origin is one of ORIGINS, as far as a glance shows."""
+    assert served.request is not None
+    found = [value.lower() for name, value in served.request[3] if name.lower() == "origin"]
+    if not found:
+        return True
+    host = found[0].partition("://")[2].removesuffix(":80").removesuffix(":443")
+    return len(found) == 1 and (host == "example.com" or host.endswith(".example.com"))
+
+
+def _serve(
+    chunks: list[bytes], limits: HandshakeLimits, origins: Sequence[str | None] | None
+) -> Served:
+    handshake = ServerHandshake(limits=limits, subprotocols=SUBPROTOCOLS, origins=origins)
     request: WSUpgradeRequest | None = None
     try:
         for number, chunk in enumerate(chunks):
@@ -236,6 +265,7 @@ def _serve(chunks: list[bytes], limits: HandshakeLimits) -> Served:
                 break
         else:
             handshake.receive_eof()
+        assert request.query is not None
         described = (request.method, request.path, request.version, list(request.headers.items()))
         try:
             response = handshake.accept()

@@ -29,7 +29,10 @@ from .__main__ import BUILD, ROOT, TARGETS, copy_sources
 COPY = BUILD / "lines"
 WIRE = ("picows_fast/wire/frame.h", "picows_fast/wire/mask.h", "picows_fast/wire/utf8.h")
 CYTHON = ("picows_fast/codec.pyx", "picows_fast/layers/messages.pyx")
-PURE = ("picows_fast/handshake.py", "picows_fast/http_messages.py", "picows_fast/url.py")
+PURE = (
+    "picows_fast/handshake.py", "picows_fast/http_messages.py", "picows_fast/url.py",
+    "picows_fast/origins.py",
+)  # fmt: skip
 
 _WIRE_FLAGS = (
     "-std=c99", "-O0", "-g", "--coverage", "-fkeep-static-functions", "-fkeep-inline-functions",

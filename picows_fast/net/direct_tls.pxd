@@ -5,10 +5,17 @@ from libc.stdint cimport uint8_t
 from .tcp cimport TcpStream
 
 
+cdef extern from "records.h":
+    ctypedef struct pf_records:
+        uint8_t *data
+        size_t filled
+
+
 cdef class DirectTlsStream(TcpStream):
     cdef:
         void *ssl                   # of `tls`, which keeps it alive
-        void *records               # the memory BIO that OpenSSL writes records to
+        void *bio                   # of `ssl`, for what it writes
+        pf_records records          # what it has written
         object tls                  # ssl.SSLObject
         bytearray held              # written, but not made into records yet: during a handshake, or corked
         bint handshaking
@@ -27,6 +34,7 @@ cdef class DirectTlsStream(TcpStream):
     cdef int _tell_end(self) except -1
     cdef int _send_answers(self) except -1
     cdef bint _is_renegotiating(self) noexcept
+    cdef int _open_records(self) except -1
     cdef int _encrypt(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int _send_records(self) except -1
     cdef int _flush_held(self) except -1

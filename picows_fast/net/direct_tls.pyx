@@ -3,9 +3,9 @@
 """TLS on a descriptor that we own: OpenSSL reads it by itself, called from C.
 
 Everything about TLS is decided by the caller's :class:`ssl.SSLContext`, which also makes the handshake: the ``ssl``
-module's own object is used, with the descriptor in place of the memory BIO that it would read from. What it writes still
-goes through a memory BIO, so that the records of one write leave with one system call. Records are read and written
-through the OpenSSL that the ``ssl`` module has loaded, without a Python call.
+module's own object is used, with the descriptor in place of the memory BIO that it would read from, and one that joins
+the records of a write (``records.h``) in place of that which it would write to. Records are read and written through the
+OpenSSL that the ``ssl`` module has loaded, without a Python call.
 
 Where that cannot be had with certainty (:data:`AVAILABLE` is False, or :meth:`DirectTlsStream.create` returns None),
 ``tls.TlsStream`` does the same by public means.
@@ -34,20 +34,14 @@ cdef extern from "openssl_lookup.h":
         int (*SSL_in_init)(const void *handle)
         int (*SSL_renegotiate_pending)(const void *handle)
         int (*SSL_set_rfd)(void *handle, int fd)
-        void *(*SSL_get_wbio)(const void *handle)
         void (*SSL_set_read_ahead)(void *handle, int yes)
         void (*SSL_set_default_read_buffer_len)(void *handle, size_t size)
-        size_t (*BIO_ctrl_pending)(void *bio)
-        long (*BIO_ctrl)(void *bio, int command, long number, void *pointer)
-        int (*BIO_read)(void *bio, void *data, int size)
         void (*ERR_clear_error)()
         unsigned long (*ERR_peek_error)()
         void (*ERR_error_string_n)(unsigned long error, char *text, size_t size)
         unsigned long (*OpenSSL_version_num)()
 
     enum:
-        PF_BIO_CTRL_INFO
-        PF_BIO_CTRL_RESET
         PF_SSL_ERROR_WANT_READ
         PF_SSL_ERROR_SYSCALL
         PF_SSL_ERROR_ZERO_RETURN
@@ -57,20 +51,26 @@ cdef extern from "openssl_lookup.h":
     void pf_ssl_survive_eof(const pf_openssl *library, void *handle)
     bint pf_ssl_is_at_eof(const pf_openssl *library, const void *handle)
 
+cdef extern from "records.h":
+    enum:
+        PF_RECORDS_SENT
+
+    int pf_records_open(pf_records *records)
+    void pf_records_close(pf_records *records)
+    void *pf_records_attach(const pf_openssl *library, void *handle, pf_records *records)
+    void pf_records_detach(const pf_openssl *library, void *bio, pf_records *records)
+
 
 cdef enum:
     # A record carries this much plaintext at most (RFC 8446 5.1).
     RECORD_SIZE = 16 * 1024
-    # A memory BIO never gives back what it once needed, so bytes pass through it in pieces of about this size.
+    # Between two of these it is seen to that the records have gone.
     PIECE_SIZE = 64 * 1024
     # A peer may ask for an answer with each KeyUpdate (RFC 8446 4.6.3). This much of them may wait for a peer that does
     # not read.
     MAX_UNREAD_ANSWERS = 64 * 1024
     # One system call fetches several records.
     READ_AHEAD = 64 * 1024
-    # Records up to this size in all are copied out of the memory BIO. Above, they are sent from where they are, and the
-    # BIO is reset, which clears all of its memory.
-    COPIED_RECORDS = 20 * 1024
 
 cdef pf_openssl openssl
 cdef object WantRead = ssl_module.SSLWantReadError
@@ -113,6 +113,10 @@ cdef class DirectTlsStream(TcpStream):
         if maker is not _maker:
             raise TypeError("DirectTlsStream objects are made by DirectTlsStream.create()")
 
+    def __dealloc__(self):
+        if self.bio != NULL:
+            pf_records_detach(&openssl, self.bio, &self.records)
+
     @staticmethod
     def create(loop, sock, context, *, bint server_side=False, server_hostname=None, session=None,
                handshake_timeout=None):
@@ -134,8 +138,10 @@ cdef class DirectTlsStream(TcpStream):
         if found == NULL or openssl.SSL_set_rfd(found, sock.fileno()) != 1:
             return None
         stream = DirectTlsStream(loop, sock, _maker)
+        stream.bio = pf_records_attach(&openssl, found, &stream.records)
+        if stream.bio == NULL:
+            return None
         stream.ssl = found
-        stream.records = openssl.SSL_get_wbio(found)
         stream.tls = tls
         stream.held = bytearray()
         stream.handshaking = True
@@ -153,24 +159,35 @@ cdef class DirectTlsStream(TcpStream):
         self._advance_handshake()
 
     cdef int _advance_handshake(self) except -1:
+        cdef int end = 0
+        problem = None
+        self._open_records()
         try:
             self.tls.do_handshake()
+            self.handshaking = False
         except WantRead:
-            return self._send_records()
+            pass
         except (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError) as error:
-            return self._end(StreamEnd.TLS_TRUNCATED, error)
+            end = StreamEnd.TLS_TRUNCATED
+            problem = error
         except ssl_module.SSLSyscallError as error:     # how older Pythons put it
-            reset = ConnectionResetError("the connection was reset during the TLS handshake")
-            reset.__cause__ = error
-            return self._end(StreamEnd.RESET, reset)
+            end = StreamEnd.RESET
+            problem = ConnectionResetError("the connection was reset during the TLS handshake")
+            problem.__cause__ = error
         except (ssl_module.SSLError, ssl_module.CertificateError) as error:
-            return self._end(StreamEnd.TLS_FAILED, error)
+            end = StreamEnd.TLS_FAILED
+            problem = error
         except OSError as error:
-            return self._end(StreamEnd.RESET if isinstance(error, ConnectionError) else StreamEnd.FAILED, error)
-        self.handshaking = False
+            end = StreamEnd.RESET if isinstance(error, ConnectionError) else StreamEnd.FAILED
+            problem = error
+        finally:
+            self._send_records()    # be it an alert that tells the peer why
+        if end:
+            return self._end(end, problem)
+        if self.handshaking:
+            return 0
         self.may_renegotiate = self.tls.version() != "TLSv1.3"
         self._handshake_over()
-        self._send_records()
         return self._flush_held()
 
     cdef int _handshake_over(self) except -1:
@@ -187,8 +204,6 @@ cdef class DirectTlsStream(TcpStream):
         """Nothing more can be read. Our side may go on, unless TLS itself is broken."""
         self.read_over = True
         self.found_end = None
-        if end == StreamEnd.TLS_FAILED:
-            self._send_records()    # the alert that tells the peer why
         if end not in (StreamEnd.TLS_CLOSE_NOTIFY, StreamEnd.TLS_TRUNCATED) or self.handshaking:
             self.failed = True
             self.held.clear()
@@ -217,6 +232,7 @@ cdef class DirectTlsStream(TcpStream):
         if not self.reading:
             return False
         room = self.reserve(&where)
+        self._open_records()
         while filled < room:
             openssl.ERR_clear_error()
             size = openssl.SSL_read(self.ssl, where + filled, <int> min(room - filled, <Py_ssize_t> INT_MAX))
@@ -233,11 +249,15 @@ cdef class DirectTlsStream(TcpStream):
                 self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
             ):
                 break
+        if self.records.filled:
+            self._send_answers()
+        else:
+            pf_records_close(&self.records)
         if filled and not self.closing:
             self.received(filled)
         if self.closed:
             return True
-        if error:
+        if self.found_end is not None:
             # What came before it has been given out, unless the handler paused in the midst of that.
             if not self.reading_paused:
                 self._tell_end()
@@ -245,8 +265,6 @@ cdef class DirectTlsStream(TcpStream):
             if filled == room and self.reading:
                 # OpenSSL may hold more, of which no event tells.
                 self.loop.call_soon(self._on_readable)
-            if openssl.BIO_ctrl_pending(self.records):
-                self._send_answers()
             if self.held and not self.corks:
                 # A write may have waited for what was read, be it only the rest of a renegotiation.
                 self._flush_held()
@@ -274,9 +292,9 @@ cdef class DirectTlsStream(TcpStream):
         """Reading made OpenSSL answer something."""
         if self.backlog_end == 0:
             self.unread_answers = 0
-        self.unread_answers += <Py_ssize_t> openssl.BIO_ctrl_pending(self.records)
-        if self.unread_answers > MAX_UNREAD_ANSWERS:
-            return self._end(
+        self.unread_answers += <Py_ssize_t> self.records.filled
+        if self.unread_answers > MAX_UNREAD_ANSWERS and self.found_end is None:
+            self.found_end = (
                 StreamEnd.TLS_FAILED, ssl_module.SSLError("the peer asks for key updates and does not read them")
             )
         return self._send_records()
@@ -313,6 +331,7 @@ cdef class DirectTlsStream(TcpStream):
             if body_size:
                 self.held += body[:body_size]
             return 0
+        self._open_records()
         if body_size and head_size < RECORD_SIZE:
             # Head and body share the first record, rather than make one of a few bytes.
             joined = min(body_size, RECORD_SIZE - head_size)
@@ -343,14 +362,17 @@ cdef class DirectTlsStream(TcpStream):
             written = openssl.SSL_write(self.ssl, data + done, <int> min(size - done, <Py_ssize_t> PIECE_SIZE))
             if written > 0:
                 done += written
-                if done < size and openssl.BIO_ctrl_pending(self.records) >= PIECE_SIZE:
+                if done < size and self.records.filled >= <size_t> PF_RECORDS_SENT:
                     self._send_records()
+                    self._open_records()
                 continue
             error = openssl.SSL_get_error(self.ssl, written)
             if error == PF_SSL_ERROR_WANT_READ:
                 self.held += data[done:size]
                 return 0
-            return self._end(StreamEnd.TLS_FAILED, openssl_error())
+            problem = openssl_error()
+            self._send_records()
+            return self._end(StreamEnd.TLS_FAILED, problem)
         return 0
 
     cdef int flush(self) except -1:
@@ -362,24 +384,25 @@ cdef class DirectTlsStream(TcpStream):
         if self.held and not (self.handshaking or self.failed):
             held = bytes(self.held)
             self.held.clear()
+            self._open_records()
             self._encrypt(held, len(held))
             self._send_records()
             if not self.closed:
                 self.backlog_sent(0)
         return 0
 
+    cdef int _open_records(self) except -1:
+        """Let TLS write, until the next _send_records()."""
+        if pf_records_open(&self.records) < 0:
+            raise MemoryError()
+        return 0
+
     cdef int _send_records(self) except -1:
-        cdef uint8_t[COPIED_RECORDS] copy
-        cdef uint8_t *where = NULL
-        cdef Py_ssize_t size = <Py_ssize_t> openssl.BIO_ctrl_pending(self.records)
-        if size == 0:
-            return 0
-        if size <= COPIED_RECORDS:
-            openssl.BIO_read(self.records, copy, <int> size)
-            return TcpStream.write(self, copy, size, NULL, 0)
-        size = openssl.BIO_ctrl(self.records, PF_BIO_CTRL_INFO, 0, &where)
-        TcpStream.write(self, where, size, NULL, 0)
-        openssl.BIO_ctrl(self.records, PF_BIO_CTRL_RESET, 0, NULL)
+        """Send what TLS has written."""
+        if self.records.filled:
+            TcpStream.write(self, self.records.data, <Py_ssize_t> self.records.filled, NULL, 0)
+        if self.records.data != NULL:
+            pf_records_close(&self.records)
         return 0
 
     cdef Py_ssize_t backlog_size(self) noexcept:
@@ -390,6 +413,7 @@ cdef class DirectTlsStream(TcpStream):
     cpdef close(self):
         if not (self.closing or self.handshaking or self.failed or self.send_error):
             self._flush_held()
+            self._open_records()
             try:
                 self.tls.unwrap()       # makes our close_notify
             except (ssl_module.SSLError, OSError):

@@ -22,10 +22,17 @@ typedef struct pf_openssl {
     int (*SSL_renegotiate_pending)(const void *ssl);
     int (*SSL_set_rfd)(void *ssl, int fd);
     void *(*SSL_get_rbio)(const void *ssl);
-    void *(*SSL_get_wbio)(const void *ssl);
-    size_t (*BIO_ctrl_pending)(void *bio);
     long (*BIO_ctrl)(void *bio, int command, long number, void *pointer);
-    int (*BIO_read)(void *bio, void *data, int size);
+    void *(*BIO_meth_new)(int type, const char *name);
+    int (*BIO_meth_set_write)(void *method, int (*write)(void *bio, const char *data, int size));
+    int (*BIO_meth_set_ctrl)(void *method, long (*ctrl)(void *bio, int command, long number, void *pointer));
+    void *(*BIO_new)(const void *method);
+    void (*BIO_set_init)(void *bio, int init);
+    void (*BIO_set_data)(void *bio, void *data);
+    void *(*BIO_get_data)(void *bio);
+    int (*BIO_up_ref)(void *bio);
+    int (*BIO_free)(void *bio);
+    void (*SSL_set0_wbio)(void *ssl, void *bio);
     void *(*SSL_get_ex_data)(const void *ssl, int index);
     void (*SSL_set_read_ahead)(void *ssl, int yes);
     void (*SSL_set_default_read_buffer_len)(void *ssl, size_t size);
@@ -44,9 +51,9 @@ enum {
 };
 
 #define PF_SSL_OP_IGNORE_UNEXPECTED_EOF 0x80u /* since OpenSSL 3 */
-#define PF_BIO_CTRL_RESET 1
 #define PF_BIO_CTRL_EOF 2
-#define PF_BIO_CTRL_INFO 3
+#define PF_BIO_CTRL_FLUSH 11
+#define PF_BIO_TYPE_SOURCE_SINK 0x0400
 #define PF_OPENSSL_3 0x30000000ul
 
 /* Fills in *library from the shared objects that the extension module at `path` depends on. Returns 0, or -1 if any is
@@ -72,10 +79,17 @@ static inline int pf_openssl_load(pf_openssl *library, const char *path)
     PF_LOOK_UP(SSL_renegotiate_pending);
     PF_LOOK_UP(SSL_set_rfd);
     PF_LOOK_UP(SSL_get_rbio);
-    PF_LOOK_UP(SSL_get_wbio);
-    PF_LOOK_UP(BIO_ctrl_pending);
+    PF_LOOK_UP(SSL_set0_wbio);
     PF_LOOK_UP(BIO_ctrl);
-    PF_LOOK_UP(BIO_read);
+    PF_LOOK_UP(BIO_meth_new);
+    PF_LOOK_UP(BIO_meth_set_write);
+    PF_LOOK_UP(BIO_meth_set_ctrl);
+    PF_LOOK_UP(BIO_new);
+    PF_LOOK_UP(BIO_set_init);
+    PF_LOOK_UP(BIO_set_data);
+    PF_LOOK_UP(BIO_get_data);
+    PF_LOOK_UP(BIO_up_ref);
+    PF_LOOK_UP(BIO_free);
     PF_LOOK_UP(SSL_get_ex_data);
     PF_LOOK_UP(SSL_set_read_ahead);
     PF_LOOK_UP(SSL_set_default_read_buffer_len);

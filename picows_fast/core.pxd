@@ -6,6 +6,7 @@
 from .codec cimport FrameParser, WSCloseCode, WSFrame, WSMsgType
 from .net.stream cimport ByteStream, ReceiveBuffer, StreamHandler
 
+from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t
 
 
@@ -30,11 +31,16 @@ cdef class WSCloseHandshake:
         readonly bint recv_then_sent
 
 
+cdef extern from "Python.h":
+    ctypedef object (*vectorcallfunc)(PyObject *function, PyObject *const *args, size_t nargsf, PyObject *kwnames)
+
+
 # How a listener's method is called; found out once, when the connection is made.
 cdef enum ListenerCall:
     CALL_NOTHING        # nobody overrides it
     CALL_VTABLE         # overridden in Cython
     CALL_PYTHON         # overridden in Python
+    CALL_FUNCTION       # ... by an ordinary function of its class
 
 
 cdef class WSListener:
@@ -97,7 +103,8 @@ cdef class WSTransport(StreamHandler):
         FrameParser parser
         bint receiving              # frames are given out: not paused, not being ended
         ListenerCall frame_call
-        object frame_method         # the bound method for CALL_PYTHON
+        object frame_method         # the bound method for CALL_PYTHON, the function for CALL_FUNCTION
+        vectorcallfunc frame_function
         object listener_state       # what a listener of picows_fast.layers keeps about this connection
         Py_ssize_t unfinished_shown # bytes that _unfinished_payload() got of this frame; -1: it is not wanted
         bint trace                  # frames are logged, at PICOWS_DEBUG_LL

@@ -24,6 +24,7 @@ from .measuring import Case, Progress, Row, Settings, UnavailableError
 from .processes import RESULTS
 
 WORKLOADS = ("roundtrip", "flood", "fanout", "accept", "memory", "mask", "masksend")
+ON_REQUEST = ("sweep",)
 
 
 def say(text: str) -> None:
@@ -44,7 +45,11 @@ def _arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="fewer and shorter: under three minutes"
     )
     parser.add_argument(
-        "--only", type=_names, default=WORKLOADS, metavar="NAMES", help=", ".join(WORKLOADS)
+        "--only",
+        type=_names,
+        default=WORKLOADS,
+        metavar="NAMES",
+        help=f"{', '.join(WORKLOADS)} (all of these unless named); {', '.join(ON_REQUEST)}",
     )
     parser.add_argument(
         "--peers", type=_names, default=(), metavar="NAMES", help="only these peers"
@@ -68,8 +73,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="the cases, without measuring")
     arguments = parser.parse_args()
     for name in arguments.only:
-        if name not in WORKLOADS:
-            parser.error(f"--only: no workload {name!r}; there are {', '.join(WORKLOADS)}")
+        if name not in WORKLOADS + ON_REQUEST:
+            parser.error(f"--only: no workload {name!r}")
     where: dict[str, tuple[str, ...]] = {}
     for text in arguments.where:
         key, equals, values = text.partition("=")

@@ -112,7 +112,7 @@ def roundtrip(rows: Sequence[Row]) -> Any:
     figure, all_axes = pyplot.subplots(
         1, len(peers), figsize=(4.5 * len(peers), 2.8), squeeze=False
     )
-    kinds = (("plain", "uvloop"), ("plain", "asyncio"), ("tls", "uvloop"), ("tls", "asyncio"))
+    kinds = [(tls, loop) for tls in ("plain", "tls") for loop in ("uvloop", "asyncio")]
     for axes, peer in zip(all_axes[0], peers, strict=True):
         of_peer = [row for row in found if row.peer == peer]
         sizes = sorted({int(row.labels["size"]) for row in of_peer})
@@ -188,7 +188,40 @@ def mask(rows: Sequence[Row]) -> Any:
     return figure
 
 
-PICTURES: tuple[Callable[[Sequence[Row]], Any], ...] = (libraries, roundtrip, fanout, mask)
+def sweep(rows: Sequence[Row]) -> Any:
+    """Ratios by size and by number of connections."""
+    found = _chosen(rows, "sweep")
+    if not found:
+        return None
+    figure, (by_size, by_clients) = pyplot.subplots(1, 2, figsize=(9, 2.6), sharey=True)
+    for tls, colour in (("plain", "#c0392b"), ("tls", "#2c3e50")):
+        of_kind = [row for row in found if row.labels["tls"] == tls and row.peer == "picows"]
+        sizes = {int(row.labels["size"]): row for row in of_kind if row.labels["clients"] == "1"}
+        clients = {
+            int(row.labels["clients"]): row for row in of_kind if row.labels["size"] == "256"
+        }
+        for axes, points in ((by_size, sizes), (by_clients, clients)):
+            ratios = [points[key].ratio for key in sorted(points)]
+            # 0 B has no place on a logarithmic axis.
+            places = [max(key, 0.5) for key in sorted(points)]
+            axes.plot(places, ratios, marker=".", color=colour, label=tls)
+    for axes, title in ((by_size, "bytes of the message"), (by_clients, "connections, 256 B")):
+        axes.set_xscale("log", base=2 if axes is by_size else 10)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xlabel(title)
+    by_size.set_ylim(bottom=0)
+    by_size.set_title("round trips, ratio to picows (more is better)", fontsize=9)
+    by_size.legend(fontsize=7, frameon=False)
+    return figure
+
+
+PICTURES: tuple[Callable[[Sequence[Row]], Any], ...] = (
+    libraries,
+    roundtrip,
+    fanout,
+    mask,
+    sweep,
+)
 
 
 def draw(rows: Sequence[Row], machine: dict[str, Any], folder: Path) -> Iterator[Path]:

@@ -13,11 +13,18 @@ from .peers import CALLBACKS, REFERENCE, STREAMS
 from .processes import cores, in_c, in_python
 
 SIZES = (256, 8192, 102_400, 1_048_576)
-LOOPS = ("uvloop", "asyncio")
+LOOPS = ("uvloop", "asyncio", "own")  # "own": ours on picows_fast.loop, peers on uvloop
 
 
 def measure(
-    library: str, size: int, tls: bool, loop: str, listener: str, code: str, seconds: float
+    library: str,
+    size: int,
+    tls: bool,
+    loop: str,
+    listener: str,
+    code: str,
+    seconds: float,
+    connections: int = 1,
 ) -> float:
     """Round trips a second."""
     core, _ = cores()
@@ -31,7 +38,15 @@ def measure(
         if library == REFERENCE:
             client = in_c("echo", core, tls, port=port, size=size, seconds=seconds)
         else:
-            client = in_python("echo", core, port=port, size=size, seconds=seconds, **common)
+            client = in_python(
+                "echo",
+                core,
+                port=port,
+                size=size,
+                seconds=seconds,
+                connections=connections,
+                **common,
+            )
         with client as requesting:
             answer = requesting.answer(seconds)
     return float(answer["count"] / answer["seconds"])
@@ -43,6 +58,8 @@ def cases(settings: Settings) -> Iterator[Case]:
             for size in SIZES[:2] if settings.quick else SIZES:
                 for listener, code in (("cython", "best"), ("cython", "same"), ("python", "best")):
                     if settings.quick and (listener, code) != ("cython", "best"):
+                        continue
+                    if loop == "own" and (listener, code) != ("cython", "best"):
                         continue
                     # Code matters little beside the copying of large messages.
                     if code == "same" and size > SIZES[1]:

@@ -130,6 +130,16 @@ def test_roundtrip_in_cython(library: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_roundtrip_on_many_connections(library: str) -> None:
+    rate = roundtrip.measure(library, 300, False, "uvloop", "python", "best", SECONDS, 20)
+    assert rate > 0
+
+
+def test_roundtrip_on_our_own_loop() -> None:
+    assert roundtrip.measure(OURS, 300, False, "own", "python", "best", SECONDS) > 0
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_flood_counts_every_frame(library: str, tls: bool) -> None:
     # It raises if the library took another number of frames than were sent.
     assert flood.measure(library, tls, "asyncio", "python", "count", SECONDS, size=100) > 0

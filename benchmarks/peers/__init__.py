@@ -39,9 +39,12 @@ class Peer(Protocol):
         """Serve on loopback. `handler`: echo or idle."""
 
     async def echo(
-        self, tls: ssl.SSLContext | None, port: int, message: bytes
+        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
     ) -> Callable[[], int]:
-        """Start to echo a message for ever; gives a function that counts the round trips."""
+        """Start to echo a message for ever, one at a time on each connection.
+
+        Gives a function that counts the round trips.
+        """
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
         """Take frames until the connection ends.

@@ -23,6 +23,7 @@ from ..processes import BUILT
 
 # library -> module to cimport
 CIMPORTED = {"picows_fast": "picows_fast.core", "picows": "picows.picows"}
+MAX_FRAME_SIZE = 2**25  # bytes; above every size that is measured
 SOURCE = Path(__file__).with_name("listeners.pyx.in")
 
 
@@ -81,7 +82,10 @@ def python_listeners(library: str) -> Any:
             self.requests = 0
 
         def on_ws_connected(self, transport: Any) -> None:
-            transport.send(binary, self.message)
+            self.transport = transport
+
+        def start(self) -> None:
+            self.transport.send(binary, self.message)
 
         def on_ws_frame(self, transport: Any, frame: Any) -> None:
             self.requests += 1
@@ -191,20 +195,33 @@ class CallbackPeer:
         if self._code == "coalesce" and self._library == OURS:
             options["coalesce_writes"] = True
         server = await self._module.ws_create_server(
-            lambda request: listener(), "127.0.0.1", 0, ssl=tls, backlog=1024, **options
+            lambda request: listener(),
+            "127.0.0.1",
+            0,
+            ssl=tls,
+            backlog=1024,
+            max_frame_size=MAX_FRAME_SIZE,
+            **options,
         )
         return CallbackServer(server, connected, state)
 
     async def _connect(self, factory: Any, tls: ssl.SSLContext | None, port: int) -> Any:
         url = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
-        return await self._module.ws_connect(factory, url, ssl_context=tls)
+        return await self._module.ws_connect(
+            factory, url, ssl_context=tls, max_frame_size=MAX_FRAME_SIZE
+        )
 
     async def echo(
-        self, tls: ssl.SSLContext | None, port: int, message: bytes
+        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
     ) -> Callable[[], int]:
-        _, client = await self._connect(lambda: self._listeners.EchoClient(message), tls, port)
-        self._kept = client
-        return lambda: client.requests
+        clients = [self._listeners.EchoClient(message) for _ in range(connections)]
+        for client in clients:
+            await self._connect(lambda client=client: client, tls, port)
+        for client in clients:
+            client.start()
+        if connections == 1:
+            return lambda: int(clients[0].requests)
+        return lambda: sum(client.requests for client in clients)
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

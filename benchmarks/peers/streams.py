@@ -40,6 +40,10 @@ class _Counter:
         return self._count
 
 
+def _total(counters: list[_Counter]) -> Callable[[], int]:
+    return lambda: sum(counter() for counter in counters)
+
+
 async def _take(messages: AsyncIterator[Any], take: str) -> dict[str, Any]:
     """The messages are bytes or str already, so that "nothing" and "bytes" are the same."""
     cpu = time.process_time()
@@ -75,6 +79,7 @@ class WebsocketsPeer:
     """websockets, and picows.websockets, which has its API."""
 
     def __init__(self, library: str) -> None:
+        self._kept: list[Any] = []
         self._module = importlib.import_module(library)
         if library == "websockets":
             self._server = importlib.import_module("websockets.asyncio.server")
@@ -107,19 +112,21 @@ class WebsocketsPeer:
         return StreamServer(port, connected, broadcast)
 
     async def _open(self, tls: ssl.SSLContext | None, port: int) -> Any:
-        self._kept = await self._connect(url_of(tls, port), ssl=tls, proxy=None, **PLAIN)
-        return self._kept
+        connection = await self._connect(url_of(tls, port), ssl=tls, proxy=None, **PLAIN)
+        self._kept.append(connection)
+        return connection
 
     async def echo(
-        self, tls: ssl.SSLContext | None, port: int, message: bytes
+        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
     ) -> Callable[[], int]:
-        connection = await self._open(tls, port)
+        def counter(connection: Any) -> _Counter:
+            async def round_trip() -> None:
+                await connection.send(message)
+                await connection.recv()
 
-        async def round_trip() -> None:
-            await connection.send(message)
-            await connection.recv()
+            return _Counter(round_trip)
 
-        return _Counter(round_trip)
+        return _total([counter(await self._open(tls, port)) for _ in range(connections)])
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
         return await _take(aiter(await self._open(tls, port)), take)
@@ -129,6 +136,9 @@ class WebsocketsPeer:
 
 
 class AiohttpPeer:
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
     async def serve(self, tls: ssl.SSLContext | None, handler: str) -> StreamServer:
         from aiohttp import web
 
@@ -161,21 +171,23 @@ class AiohttpPeer:
     async def _open(self, tls: ssl.SSLContext | None, port: int) -> Any:
         import aiohttp
 
-        self._session = aiohttp.ClientSession()
-        return await self._session.ws_connect(
+        session = aiohttp.ClientSession()
+        self._kept.append(session)
+        return await session.ws_connect(
             url_of(tls, port), ssl=tls or True, compress=0, max_msg_size=0
         )
 
     async def echo(
-        self, tls: ssl.SSLContext | None, port: int, message: bytes
+        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
     ) -> Callable[[], int]:
-        connection = await self._open(tls, port)
+        def counter(connection: Any) -> _Counter:
+            async def round_trip() -> None:
+                await connection.send_bytes(message)
+                await connection.receive()
 
-        async def round_trip() -> None:
-            await connection.send_bytes(message)
-            await connection.receive()
+            return _Counter(round_trip)
 
-        return _Counter(round_trip)
+        return _total([counter(await self._open(tls, port)) for _ in range(connections)])
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
         return await _take(aiter(await self._open(tls, port)), take)

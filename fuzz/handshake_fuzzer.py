@@ -287,7 +287,7 @@ def _refused(
     _check_error(error, limits, chunks)
     _check_ended(handshake)
     response = handshake.reject(error)
-    if request is None or request[0] != b"HEAD":
+    if handshake.request is None or handshake.request.method != b"HEAD":
         assert response.body == f"{heads.status_text(response.status)}: {error.args[0]}\n".encode()
     return Served(request, trailing, (type(error), str(error)), None, response.to_bytes())
 

@@ -4,7 +4,7 @@ python examples/echo_server.py [port]        try it: python -m picows_fast conne
 """
 
 import asyncio
-import contextlib
+import signal
 import sys
 
 from picows_fast import (
@@ -33,9 +33,12 @@ def accept(request: WSUpgradeRequest) -> WSListener:
 async def main(port: int) -> None:
     server = await ws_create_server(accept, "127.0.0.1", port)
     print(f"listening on ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", flush=True)
-    await server.serve_forever()  # Ctrl-C cancels it, which closes every connection
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await server.shutdown(timeout=10)  # CLOSE to every client, and time to answer it
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 9001))
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 9001))

@@ -4,11 +4,11 @@ python examples/fanout_server.py [port] [messages a second]
 """
 
 import asyncio
-import contextlib
 import json
+import signal
 import sys
 
-from picows_fast import WSListener, WSMsgType, WSTransport, ws_create_server
+from picows_fast import WSCloseCode, WSListener, WSMsgType, WSTransport, ws_create_server
 
 subscribers: set[WSTransport] = set()
 
@@ -47,14 +47,22 @@ async def main(port: int, rate: int) -> None:
         port,
         coalesce_writes=True,  # what one turn of the loop publishes leaves in one system call
         max_write_backlog=256 * 1024,  # bytes that one client may be behind
+        max_connections=10_000,  # one more gets 503
+        max_pending_handshakes=200,  # and waits in the system's queue above this
         enable_auto_ping=True,  # find clients that have vanished, too
         enable_auto_close=True,
     )
     print(f"listening on ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", flush=True)
-    await asyncio.gather(publish(rate), server.serve_forever())
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    publishing = asyncio.create_task(publish(rate))
+    await stop.wait()
+    # A second for all of them: thousands of clients that come back at once are a burden, too.
+    await server.shutdown(code=WSCloseCode.SERVICE_RESTART, timeout=10, spread=1)
+    publishing.cancel()
 
 
 if __name__ == "__main__":
     defaults = ["9001", "100"]
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(*map(int, sys.argv[1:] + defaults[len(sys.argv) - 1 :])))
+    asyncio.run(main(*map(int, sys.argv[1:] + defaults[len(sys.argv) - 1 :])))

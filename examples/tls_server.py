@@ -6,7 +6,7 @@
 """
 
 import asyncio
-import contextlib
+import signal
 import ssl
 import sys
 
@@ -23,9 +23,12 @@ async def main(certificate: str, key: str, port: int) -> None:
     context.load_cert_chain(certificate, key)
     server = await ws_create_server(lambda request: Echo(), "127.0.0.1", port, ssl=context)
     print(f"listening on wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/", flush=True)
-    await server.serve_forever()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await server.shutdown(timeout=10)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 9001))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 9001))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +19,7 @@ from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
 from .commands import ENVIRONMENT, Command, Commands, Result, commands_fixture  # noqa: F401
 from .conftest import ROOT
-from .support import raw_client, read_frame, serving
+from .support import Recorder, raw_client, read_frame, serving
 
 EXAMPLES = ROOT / "examples"
 
@@ -182,7 +184,7 @@ async def test_fanout_drops_the_slow(examples: Examples) -> None:
     result = await command.finish()
     assert result.code == 0
     # The log's WARNING, which nobody has configured away.
-    assert re.fullmatch(r".* bytes wait for a peer that does not read; .*\n", result.err)
+    assert re.fullmatch(r".* bytes waited for a peer that does not read; .*\n", result.err)
 
 
 async def test_tls(examples: Examples, commands: Commands, authority: trustme.CA) -> None:
@@ -218,15 +220,72 @@ async def http_get(port: int | None, path: str) -> bytes:
 async def test_health_page(examples: Examples) -> None:
     command, url = await examples.server("health_page.py", 0)
     port = int(url.removesuffix("/health").rpartition(":")[2])
-    transport, _ = await picows_fast.ws_connect(WSListener, f"ws://127.0.0.1:{port}/feed")
+    transport, client = await picows_fast.ws_connect(Recorder, f"ws://127.0.0.1:{port}/feed/me")
+    assert await client.frame() == (WSMsgType.TEXT, b"hello me", True)
+    transport.send(WSMsgType.TEXT, "x")
+    await client.frame(1)
     head, body = (await http_get(port, "/health")).split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"Content-Type: application/json" in head
     assert body == b'{"clients": 1}\n'
+    head, body = (await http_get(port, "/metrics")).split(b"\r\n\r\n")
+    assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in head
+    assert b"\npicows_fast_connections 1\n" in body
+    assert body.endswith(b"\nechoed_frames_total 1\n")
+    assert b"new WebSocket" in await http_get(port, "/")
     assert (await http_get(port, "/favicon.ico")).startswith(b"HTTP/1.1 404 ")
+    assert (await http_get(port, "/feed/me")).startswith(b"HTTP/1.1 426 ")
     transport.disconnect()
     await asyncio.wait_for(transport.wait_disconnected(), 20)
     assert await stop(command) == []
+
+
+@pytest.mark.parametrize("name", ["echo_server.py", "fanout_server.py"])
+async def test_servers_end_in_order_on_sigterm(examples: Examples, name: str) -> None:
+    command, url = await examples.server(name, 0)
+    clients = [
+        await picows_fast.ws_connect(WSListener, url, enable_auto_close=True) for _ in range(3)
+    ]
+    command.process.terminate()
+    for transport, _ in clients:
+        await asyncio.wait_for(transport.wait_disconnected(), 20)
+        code = picows_fast.WSCloseCode.GOING_AWAY
+        if name == "fanout_server.py":
+            code = picows_fast.WSCloseCode.SERVICE_RESTART
+        assert transport.close_handshake.recv.code == code
+    succeeded(await command.finish())
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs SO_REUSEPORT")
+async def test_several_processes(examples: Examples) -> None:
+    command, url = await examples.server("several_processes.py", 0, 2)
+    port = picows_fast.parse_url(url).port
+
+    async def processes() -> set[int]:
+        """Those that answer, once there are two of them."""
+        found: set[int] = set()
+        while len(found) < 2:
+            answer = await http_get(port, "/process")
+            found.add(int(answer.rpartition(b"\r\n")[2]))
+        return found
+
+    first = await asyncio.wait_for(processes(), 20)
+    clients = [
+        await picows_fast.ws_connect(WSListener, url, enable_auto_close=True) for _ in range(10)
+    ]
+    one = min(first)
+    os.kill(one, signal.SIGTERM)
+    assert await command.line() == f"process {one} ended with 0\n"
+    second = await asyncio.wait_for(processes(), 20)
+    assert first - second == {one}
+    command.process.terminate()
+    for transport, _ in clients:
+        await asyncio.wait_for(transport.wait_disconnected(), 20)
+        assert transport.close_handshake.recv.code == picows_fast.WSCloseCode.SERVICE_RESTART
+    assert succeeded(await command.finish()) == []
+    for number in second:
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
 
 
 async def test_cython_client(examples: Examples, commands: Commands) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -459,3 +459,38 @@ async def test_another_library_sees_the_code() -> None:
         await asyncio.wait_for(ending, TIMEOUT)
     stats = clients.server.stats()
     assert stats.closed[WSDisconnectCause.CLOSE_FRAME] == 1
+
+
+@pytest.fixture
+def descriptors() -> Iterator[Callable[[int], None]]:
+    """Asks for as many descriptors as a test needs, or skips it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def ask(number: int) -> None:
+        soft, hard = before
+        if hard != resource.RLIM_INFINITY and hard < number:
+            pytest.skip(f"needs {number} descriptors, the hard limit is {hard}")
+        if soft != resource.RLIM_INFINITY and soft < number:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+
+    yield ask
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@on_real_connections
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+async def test_shutdown_of_two_thousand(
+    descriptors: Callable[[int], None], caplog: pytest.LogCaptureFixture, spread: float
+) -> None:
+    """Within the deadline, every client with its CLOSE."""
+    descriptors(4500)
+    clients = await start(backlog=2000)
+    for _ in range(40):
+        await asyncio.gather(*(clients.connect() for _ in range(50)))
+    await asyncio.wait_for(clients.server.shutdown(code=1012, timeout=10, spread=spread), TIMEOUT)
+    assert caplog.records == []
+    for transport, _ in clients.clients:
+        await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+    assert clients.closes() == [(1012, None)] * 2000
+    assert clients.server.stats().closed[WSDisconnectCause.CLOSE_FRAME] == 2000

@@ -1,93 +1,63 @@
 """WebSocket and a little plain HTTP on one port: a health check, metrics for Prometheus, a page.
 
-python examples/health_page.py [port]
-curl http://127.0.0.1:9001/health
-curl http://127.0.0.1:9001/metrics
-A browser on http://127.0.0.1:9001/ shows the page, which connects to the WebSocket at /feed/page.
+python examples/health_page.py [port]        try it with: curl http://127.0.0.1:9001/health
 """
 
 import asyncio
-import json
 import signal
 import sys
 
-from picows_fast import (
-    Server,
-    WSFrame,
-    WSListener,
-    WSMsgType,
-    WSTransport,
-    WSUpgradeRequest,
-    WSUpgradeResponse,
-    ws_create_server,
-)
+from picows_fast import Server, WSListener, WSMsgType, WSTransport, ws_create_server
+from picows_fast import WSUpgradeRequest as Request
+from picows_fast import WSUpgradeResponse as Response
 from picows_fast.layers.metrics import Metric, metrics_response, server_metrics
 from picows_fast.layers.routing import Router
 
-PAGE = b"""<!doctype html>
-<title>feed</title>
-<h1 id="said">connecting</h1>
-<script>
-const said = document.getElementById("said");
+PAGE = b"""<!doctype html><title>feed</title><h1>...</h1><script>
 const feed = new WebSocket(location.href.replace(/^http/, "ws") + "feed/page");
-feed.onmessage = event => said.textContent = event.data;
-feed.onclose = event => said.textContent = "closed: " + event.code;
-</script>
-"""
+feed.onmessage = event => document.querySelector("h1").textContent = event.data;
+</script>"""
 
 routes = Router()
-echoed = 0
 server: Server
 
 
-class Echo(WSListener):
-    def __init__(self, name: str) -> None:
-        self.name = name
+class Greeter(WSListener):
+    greeted = 0
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        transport.send(WSMsgType.TEXT, f"hello {self.name}")
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        global echoed
-        echoed += 1
-        transport.send(frame.msg_type, frame.get_payload_as_memoryview(), frame.fin)
+        Greeter.greeted += 1
+        transport.send(WSMsgType.TEXT, f"hello {transport.request.path.decode()}")
 
 
 @routes.websocket("/feed/{name}")
-def feed(request: WSUpgradeRequest, name: str) -> WSListener:
-    return Echo(name)
-
-
-@routes.http("/health")
-def health(request: WSUpgradeRequest) -> WSUpgradeResponse:
-    body = json.dumps({"clients": server.stats().connections}).encode() + b"\n"
-    return WSUpgradeResponse.create_ok_response(body, {"Content-Type": "application/json"})
-
-
-@routes.http("/metrics")
-def metrics(request: WSUpgradeRequest) -> WSUpgradeResponse:
-    own = Metric("echoed_frames_total", "counter", "Frames that were sent back.", echoed)
-    return metrics_response([*server_metrics(server.stats()), own])
+def feed(request: Request, name: str) -> WSListener:
+    return Greeter()
 
 
 @routes.http("/")
-def page(request: WSUpgradeRequest) -> WSUpgradeResponse:
-    return WSUpgradeResponse.create_ok_response(PAGE, {"Content-Type": "text/html; charset=utf-8"})
+def page(request: Request) -> Response:
+    return Response.create_ok_response(PAGE, {"Content-Type": "text/html; charset=utf-8"})
+
+
+@routes.http("/health")
+def health(request: Request) -> str:
+    return f"{server.stats().connections} clients\n"
+
+
+@routes.http("/metrics")
+def metrics(request: Request) -> Response:
+    own = Metric("greeted_total", "counter", "Clients that were greeted.", Greeter.greeted)
+    return metrics_response([*server_metrics(server.stats()), own])
 
 
 async def main(port: int) -> None:
     global server
-    server = await ws_create_server(
-        routes,
-        "127.0.0.1",
-        port,
-        max_connections=1000,  # plain HTTP is answered above this, too
-        max_connections_per_ip=100,
-    )
+    server = await ws_create_server(routes, "127.0.0.1", port, max_connections=1000)
     print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}/health", flush=True)
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
     await server.shutdown(timeout=10)
 

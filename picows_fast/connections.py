@@ -95,8 +95,8 @@ class ConnectionTable(Generic[C]):
         self._open: set[C] = set()
         # For max_per_ip, and empty without: the keys of connections, and the counts of keys.
         self._keys: dict[C, str] = {}
-        self._pending_of: Counter[str] = Counter()
-        self._open_of: Counter[str] = Counter()
+        self._pending_of: dict[str, int] = {}
+        self._open_of: dict[str, int] = {}
         self._accepted = self._opened = self._abandoned = 0
         self._answered: Counter[int] = Counter()
         self._refused: Counter[str] = Counter()
@@ -129,7 +129,7 @@ class ConnectionTable(Generic[C]):
         # more than max_per_ip are answered in order.
         if self._max_per_ip is None or key is None:
             return None
-        if self._pending_of[key] < max(self._max_per_ip, _HANDSHAKES_PER_IP):
+        if self._pending_of.get(key, 0) < max(self._max_per_ip, _HANDSHAKES_PER_IP):
             return None
         return MAX_CONNECTIONS_PER_IP
 
@@ -137,7 +137,7 @@ class ConnectionTable(Generic[C]):
         """Why a handshake must not become a WebSocket connection; None if it may."""
         if self._max_connections is not None and len(self._open) >= self._max_connections:
             return MAX_CONNECTIONS
-        if self._max_per_ip is None or key is None or self._open_of[key] < self._max_per_ip:
+        if self._max_per_ip is None or key is None or self._open_of.get(key, 0) < self._max_per_ip:
             return None
         return MAX_CONNECTIONS_PER_IP
 
@@ -152,7 +152,7 @@ class ConnectionTable(Generic[C]):
         self._handshakes.add(connection)
         if self._max_per_ip is not None and key is not None:
             self._keys[connection] = key
-            self._pending_of[key] += 1
+            _increment(self._pending_of, key)
 
     def opened(self, connection: C) -> None:
         self._handshakes.discard(connection)
@@ -161,7 +161,7 @@ class ConnectionTable(Generic[C]):
         key = self._keys.get(connection)
         if key is not None:
             _decrement(self._pending_of, key)
-            self._open_of[key] += 1
+            _increment(self._open_of, key)
 
     def answered(self, connection: C, status: int) -> None:
         self._answered[int(status)] += 1
@@ -205,12 +205,20 @@ class ConnectionTable(Generic[C]):
         )
 
 
-def _decrement(counter: Counter[str], key: str) -> None:
-    # A key that is not counted is not kept either: there are as many as the internet has addresses.
-    if counter[key] > 1:
-        counter[key] -= 1
+# Not a Counter: a key that counts nothing is not kept, as there are as many as the internet has
+# addresses, and deleting from a Counter is slow.
+
+
+def _increment(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _decrement(counts: dict[str, int], key: str) -> None:
+    count = counts[key]
+    if count > 1:
+        counts[key] = count - 1
     else:
-        del counter[key]
+        del counts[key]
 
 
 def address_key(address: Any) -> str | None:
@@ -222,14 +230,15 @@ def address_key(address: Any) -> str | None:
     """
     if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
         return None
+    host = address[0]
+    if ":" not in host:
+        return host  # IPv4, as the system writes it
     try:
-        ip = ipaddress.ip_address(address[0])
+        ip = ipaddress.IPv6Address(host)
     except ValueError:
-        return None
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
+        return None  # Bluetooth
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
     if ip.is_link_local or ip.is_loopback:
-        return str(address[0])  # all neighbours have the same 64 bits
+        return host  # all neighbours have the same 64 bits
     return str(ipaddress.IPv6Address(int(ip) >> 64 << 64)) + "/64"

@@ -65,6 +65,7 @@ class Running:
 
     async def connect(self, url: str | None = None, **options: Any) -> WSTransport:
         context = None if self.contexts is None else self.contexts.client
+        options.setdefault("websocket_handshake_timeout", TIMEOUT)  # some wait in a queue
         transport, _ = await asyncio.wait_for(
             ws_connect(Recorder, url or self.url, ssl_context=context, **options), TIMEOUT
         )
@@ -338,7 +339,7 @@ async def test_silent_clients_make_room_at_their_deadline() -> None:
     async with running(max_pending_handshakes=2, **options) as it:
         for _ in range(6):
             await it.peer(UPGRADE_REQUEST[:30])
-        await it.connect(websocket_handshake_timeout=TIMEOUT)
+        await it.connect()
         await it.until(lambda stats: stats.refused["timeout"] == 6)
 
 

@@ -52,6 +52,9 @@ def server_metrics(
     """
     common = dict(labels or {})
 
+    def metric(name: str, kind: str, text: str, values: Samples) -> Metric:
+        return Metric(f"{prefix}_{name}", kind, text, values)
+
     def one(value: float) -> Samples:
         return [(common, value)]
 
@@ -60,33 +63,34 @@ def server_metrics(
 
     answered = {str(status): count for status, count in sorted(stats.answered.items())}
     closed = {cause.name.lower(): count for cause, count in stats.closed.items()}
-    metrics = [
-        ("connections", "gauge", "Open WebSocket connections.", one(stats.connections)),
-        ("handshakes", "gauge", "Connections without a response yet.", one(stats.handshakes)),
-        ("leaving", "gauge", "Connections answered by plain HTTP, ending.", one(stats.leaving)),
-        ("accepted_total", "counter", "Connections accepted.", one(stats.accepted)),
-        ("opened_total", "counter", "Handshakes that opened a WebSocket.", one(stats.opened)),
-        ("abandoned_total", "counter", "Connections without a request.", one(stats.abandoned)),
-        (
+    return [
+        metric("connections", "gauge", "Open WebSocket connections.", one(stats.connections)),
+        metric("handshakes", "gauge", "Connections without a response.", one(stats.handshakes)),
+        metric("leaving", "gauge", "Connections answered by plain HTTP.", one(stats.leaving)),
+        metric("accepted_total", "counter", "Connections accepted.", one(stats.accepted)),
+        metric("opened_total", "counter", "Handshakes that opened a WebSocket.", one(stats.opened)),
+        metric(
+            "abandoned_total", "counter", "Connections without a request.", one(stats.abandoned)
+        ),
+        metric(
             "refused_total",
             "counter",
             "Requests that the server refused, by reason.",
             by("reason", stats.refused),
         ),
-        (
+        metric(
             "answered_total",
             "counter",
             "Responses of plain HTTP that the application chose, by status.",
             by("status", answered),
         ),
-        (
+        metric(
             "closed_total",
             "counter",
             "WebSocket connections that have ended, by cause.",
             by("cause", closed),
         ),
     ]
-    return [Metric(f"{prefix}_{name}", *rest) for name, *rest in metrics]  # type: ignore[arg-type]
 
 
 def render_metrics(metrics: Iterable[Metric]) -> bytes:

@@ -31,8 +31,8 @@ cdef class WSCloseHandshake:
         readonly bint recv_then_sent
 
 
-cdef extern from "Python.h":
-    ctypedef object (*vectorcallfunc)(PyObject *function, PyObject *const *args, size_t nargsf, PyObject *kwnames)
+# What Python.h calls vectorcallfunc.
+ctypedef object (*Vectorcall)(PyObject *function, PyObject *const *args, size_t nargsf, PyObject *kwnames)
 
 
 # How a listener's method is called; found out once, when the connection is made.
@@ -104,7 +104,7 @@ cdef class WSTransport(StreamHandler):
         bint receiving              # frames are given out: not paused, not being ended
         ListenerCall frame_call
         object frame_method         # the bound method for CALL_PYTHON, the function for CALL_FUNCTION
-        vectorcallfunc frame_function
+        Vectorcall frame_function
         object listener_state       # what a listener of picows_fast.layers keeps about this connection
         Py_ssize_t unfinished_shown # bytes that _unfinished_payload() got of this frame; -1: it is not wanted
         bint trace                  # frames are logged, at PICOWS_DEBUG_LL

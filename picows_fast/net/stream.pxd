@@ -33,8 +33,11 @@ cdef class ReadSpace:
         ReceiveBuffer buffer
         Py_ssize_t base         # bytes below it are held by views that outlived their read
         bint busy               # a handler is looking at it
+        ReceiveBuffer large     # what the last large unit was received in; None if it is in use
 
     cdef int settle(self, Py_ssize_t filled) except -1
+    cdef ReceiveBuffer take_large(self, Py_ssize_t capacity)
+    cdef int give_large(self, ReceiveBuffer buffer) except -1
 
 
 cdef class StreamHandler:

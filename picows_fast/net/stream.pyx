@@ -24,6 +24,9 @@ cdef enum:
     # An unfinished unit up to this size is copied in front of the next read; above, it gets a buffer of its own
     # that grows with what really arrives, so that each byte is moved a bounded number of times.
     SMALL_PENDING = 4 * 1024
+    # The memory of a large unit is kept for the next one, up to this size: the C library would give it back to the
+    # system, which takes a page fault for every 4 KiB to have it again.
+    LARGE_KEPT = 4 * 1024 * 1024
     # An empty backlog keeps this much memory for the next time.
     BACKLOG_KEPT = 16 * 1024
 
@@ -63,6 +66,24 @@ cdef class ReadSpace:
         if self.buffer.capacity - self.base < READ_SPACE_MINIMUM:
             self.buffer = new_receive_buffer(self.buffer.capacity)
             self.base = 0
+        return 0
+
+
+    cdef ReceiveBuffer take_large(self, Py_ssize_t capacity):
+        """Memory for a large unit."""
+        cdef ReceiveBuffer buffer = self.large
+        if buffer is None or buffer.capacity < capacity:
+            return new_receive_buffer(capacity)
+        self.large = None
+        return buffer
+
+    cdef int give_large(self, ReceiveBuffer buffer) except -1:
+        """Keep the memory of a large unit for the next, unless somebody still looks at it. The caller has the only
+        other reference."""
+        if Py_REFCNT(<PyObject*> buffer) == 1 and buffer.capacity <= LARGE_KEPT and (
+            self.large is None or self.large.capacity < buffer.capacity
+        ):
+            self.large = buffer
         return 0
 
 
@@ -180,6 +201,7 @@ cdef class ByteStream(StreamHandler):
     cdef int deliver_pending(self) except -1:
         """Show the handler what is kept."""
         cdef ReceiveBuffer buffer = self.pending
+        cdef ReadSpace space = self.space
         cdef Py_ssize_t used
         if buffer is None:
             return 0
@@ -190,6 +212,8 @@ cdef class ByteStream(StreamHandler):
         if self.pending_start == self.pending_end or self.closing:
             self.pending = None
             self.pending_start = self.pending_end = 0
+            if buffer.capacity > SMALL_PENDING:
+                space.give_large(buffer)
         return 0
 
     cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1:
@@ -198,12 +222,14 @@ cdef class ByteStream(StreamHandler):
         cdef Py_ssize_t wanted
         cdef ReceiveBuffer buffer
         if size > SMALL_PENDING:
-            # By doubling, not by what a header claims: memory follows what the peer really sends.
-            capacity = max(2 * size, self.own_buffer_size)
+            # Four times what has come, not what a header claims: memory follows what the peer really sends.
+            capacity = max(4 * size, self.own_buffer_size)
             wanted = self.handler.stream_wanted()
             if size < wanted < capacity:
                 capacity = wanted
-        buffer = new_receive_buffer(capacity)
+            buffer = self.space.take_large(capacity)
+        else:
+            buffer = new_receive_buffer(capacity)
         memcpy(buffer.data, data, <size_t> size)
         self.pending = buffer
         self.pending_start = 0

@@ -35,7 +35,7 @@ from .wire cimport PF_FRAME_OK, pf_close_code_valid, pf_mask, pf_write_frame_hea
 from .codec import WSCloseCode as CloseCode
 from .codec import WSMsgType as MsgType
 from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError, WSProtocolError
-from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener
+from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
 from .states import WSDisconnectCause, WSState
 
@@ -62,7 +62,7 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_Vectorcall(object function, PyObject **args, size_t nargsf, PyObject *kwnames)
-    vectorcallfunc PyVectorcall_Function(object function)
+    void *PyVectorcall_Function(object function)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 #: Log level below DEBUG for events of the data path.
@@ -629,7 +629,7 @@ cdef class WSTransport(StreamHandler):
         return self._upgraded(listener, request, self.handshake.accept(response))
 
     cdef int _send_http(self, message) except -1:
-        cdef bytes head = message if isinstance(message, bytes) else message.to_bytes()
+        cdef bytes head = message if isinstance(message, bytes) else encode_response(message)
         self.stream.write(<const uint8_t*> PyBytes_AS_STRING(head), len(head), NULL, 0)
         return 0
 
@@ -653,7 +653,7 @@ cdef class WSTransport(StreamHandler):
             if type(method) is MethodType and type(method.__func__) is FunctionType and method.__self__ is listener:
                 # The method object between us and the function costs a fifth of the call.
                 method = method.__func__
-                self.frame_function = PyVectorcall_Function(method)
+                self.frame_function = <Vectorcall> PyVectorcall_Function(method)
                 self.frame_call = CALL_FUNCTION
             self.frame_method = method
         self.unfinished_shown = 0 if (<WSListener> listener).watches_unfinished else -1
@@ -1148,10 +1148,9 @@ cdef class WSTransport(StreamHandler):
     def _settle_futures(self):
         """Answer everybody who waits for something of this connection."""
         cause = self.disconnect_cause
-        closed = WSConnectionClosedError(f"the connection is closed ({cause.name})", cause)
         for future in (self.connected_future, self.pong_waiter):
             if future is not None and not future.done():
-                future.set_exception(closed)
+                future.set_exception(WSConnectionClosedError(f"the connection is closed ({cause.name})", cause))
         self.connected_future = None
         error = self.callback_error
         if isinstance(error, (StopIteration, asyncio.CancelledError)):

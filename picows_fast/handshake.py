@@ -148,7 +148,7 @@ class ClientHandshake:
         Raises ValueError if a header was made invalid after the constructor checked it.
         """
         start_line = f"GET {self.request.path.decode('ascii')} HTTP/1.1"
-        return encode_head(start_line, self.request.headers)
+        return encode_head(start_line, checked_headers(self.request.headers))
 
     def receive_data(self, data: Buffer) -> WSUpgradeResponse | None:
         """Takes the next bytes of the server; returns the validated 101 response, None before.
@@ -408,17 +408,17 @@ class ServerHandshake:
         request = self.request
         if request is None:
             raise RuntimeError("the request has not been read yet")
-        if response is None:
-            response = WSUpgradeResponse.create_101_response()
         self._check_upgrade(request)
 
-        if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
-            raise ValueError(f"status of the response must be 101, got {int(response.status)}")
-        if response.body:
-            raise ValueError("a 101 response has no body")
-        headers = CIMultiDict(checked_headers(response.headers))
-        for name in ("Content-Length", "Transfer-Encoding"):
-            headers.popall(name, None)
+        headers: CIMultiDict[str] = CIMultiDict()
+        if response is not None:
+            if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                raise ValueError(f"status of the response must be 101, got {int(response.status)}")
+            if response.body:
+                raise ValueError("a 101 response has no body")
+            headers = CIMultiDict(checked_headers(response.headers))
+            for name in ("Content-Length", "Transfer-Encoding"):
+                headers.popall(name, None)
         headers["Upgrade"] = "websocket"
         headers["Connection"] = "Upgrade"
         headers["Sec-WebSocket-Accept"] = _accept_value(request.headers["Sec-WebSocket-Key"])
@@ -587,6 +587,8 @@ class ServerHandshake:
     @staticmethod
     def _check_selected_extensions(request: WSUpgradeRequest, headers: CIMultiDict[str]) -> None:
         name = "Sec-WebSocket-Extensions"
+        if name not in headers:
+            return
         offered = {extension for extension, _ in parse_extensions(request.headers.getall(name, ()))}
         for extension, _ in parse_extensions(headers.getall(name, ())):
             if extension not in offered:

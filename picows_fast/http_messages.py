@@ -44,6 +44,8 @@ _REQUEST_LINE = re.compile(
 )
 _REQUEST_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}(?: |\Z)")
 _ABSOLUTE_FORM = re.compile(rb"(?:http|ws)s?://([^/?@]+)([/?].*)?", re.IGNORECASE)
+# A head without any fault, but for what its start line says.
+_FAULTLESS_HEAD = re.compile(rb"[^\r\n]+\r\n(?:" + _FIELD_LINE.pattern + rb"\r\n)*\r\n")
 _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 
 BODILESS_STATUSES = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -185,15 +187,12 @@ class WSUpgradeResponse:
 
         Raises TypeError or ValueError if a header or the body is not valid.
         """
-        headers = CIMultiDict(self.headers)
+        headers = CIMultiDict(checked_headers(self.headers))
         body = checked_body(self.body)
         if body is not None:
             headers.setdefault("Content-Type", "text/plain")
             headers["Content-Length"] = str(len(body))
-        start_line = (
-            f"{self.version.decode('ascii')} {int(self.status)} {status_phrase(self.status)}"
-        )
-        return encode_head(start_line, headers) + (body or b"")
+        return encode_response(WSUpgradeResponse(self.version, self.status, headers, body))
 
 
 class WSUpgradeResponseWithListener:
@@ -210,6 +209,8 @@ class WSUpgradeResponseWithListener:
 
 
 def _named_status(status: int) -> HTTPStatus | int:
+    if isinstance(status, HTTPStatus):
+        return status
     try:
         return HTTPStatus(status)
     except ValueError:
@@ -253,18 +254,30 @@ def checked_body(body: Buffer | None) -> bytes | None:
     return bytes(body)
 
 
-def encode_head(start_line: str, headers: HeadersLike) -> bytes:
-    lines = [start_line, *(f"{name}: {value}" for name, value in checked_headers(headers))]
+def encode_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head as bytes; the headers are checked already."""
+    lines = [start_line, *[f"{name}: {value}" for name, value in headers]]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+
+def encode_response(response: WSUpgradeResponse) -> bytes:
+    """As `to_bytes`, for a response that is complete and checked."""
+    status = response.status
+    start_line = f"{response.version.decode('ascii')} {int(status)} {status_phrase(status)}"
+    return encode_head(start_line, response.headers.items()) + (response.body or b"")
 
 
 def list_elements(headers: CIMultiDict[str], name: str) -> list[str]:
     """The elements of a comma-separated list, empty ones left out (RFC 9110 5.6.1)."""
+    if name not in headers:
+        return []
     elements = (part.strip(" \t") for part in ",".join(headers.getall(name, ())).split(","))
     return [element for element in elements if element]
 
 
 def has_token(headers: CIMultiDict[str], name: str, token: str) -> bool:
+    if headers.get(name, "").lower() == token:
+        return True
     return token in (element.lower() for element in list_elements(headers, name))
 
 
@@ -333,7 +346,10 @@ class HeadReader:
     def feed(self, data: Buffer) -> bool:
         """Takes the next bytes; True once the head is complete. Raises BadHeadError."""
         received, limits = self.received, self.limits
+        is_first = not received
         received += data
+        if is_first and self._read_faultless():
+            return True
         while True:
             line_end = received.find(b"\n", self._searched, limits.max_head_size)
             if line_end < 0:
@@ -351,6 +367,23 @@ class HeadReader:
             if self._read_line(line):
                 self.head_size = line_end + 1
                 return True
+
+    def _read_faultless(self) -> bool:
+        """Reads a head that came whole, as nearly all do, without looking at each line."""
+        received, limits = self.received, self.limits
+        if len(received) > limits.max_head_size or not received.endswith(b"\r\n\r\n"):
+            return False
+        head = bytes(received)
+        if (
+            head.count(b"\n") - 2 > limits.max_header_count
+            or _FAULTLESS_HEAD.fullmatch(head) is None
+        ):
+            return False
+        start_line = head[: head.index(b"\r")]
+        self._check_beginning(start_line[:32])
+        self._read_start_line(start_line)
+        self.head_size = len(head)
+        return True
 
     def _read_line(self, line: bytes) -> bool:
         if self._line_count == 0:

@@ -42,6 +42,8 @@ _LOST_CONNECTION: Final = frozenset(
     )
     if hasattr(errno, name)
 )
+# There, an accepted socket has the options of the listening one.
+_INHERITS_OPTIONS: Final = sys.platform == "linux"
 _PAUSE_AFTER_ERROR: Final = 1.0  # seconds
 
 
@@ -258,6 +260,9 @@ class Acceptor:
         if self._is_closed:
             raise RuntimeError("the acceptor is closed")
         self._is_started = True
+        if _INHERITS_OPTIONS:
+            for sock in self._sockets:
+                self._set_options(sock)
         self._update()
 
     def close(self) -> None:
@@ -318,15 +323,19 @@ class Acceptor:
             self._is_failing = False
             self._deliver(sock, address)
 
+    def _set_options(self, sock: socket.socket) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._keep_alive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
     def _deliver(self, sock: socket.socket, address: Any) -> None:
         try:
             sock.setblocking(False)
             # The peer may be gone already, which some systems report here.
             with contextlib.suppress(OSError):
-                if sock.family in (socket.AF_INET, socket.AF_INET6):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._keep_alive:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if not _INHERITS_OPTIONS:
+                    self._set_options(sock)
             self._on_socket(sock, address)
         except Exception:
             sock.close()

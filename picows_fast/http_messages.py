@@ -447,8 +447,7 @@ class RequestHeadReader(HeadReader):
             raise BadHeadError(HTTPStatus.METHOD_NOT_ALLOWED, "method is neither GET nor HEAD")
 
     def request(self) -> WSUpgradeRequest:
-        fields = _FieldCollector()
-        _collect_fields(httptools.HttpRequestParser(fields), fields, self.head)
+        headers = self._headers()
         path = self.target
         if not path.startswith(b"/"):
             match = _ABSOLUTE_FORM.fullmatch(path)
@@ -458,9 +457,20 @@ class RequestHeadReader(HeadReader):
             if not path.startswith(b"/"):
                 path = b"/" + path
             # RFC 9112 3.2.2: the target's authority takes the place of the Host header.
-            if len(fields.headers.getall("Host", ())) == 1:
-                fields.headers["Host"] = match[1].decode("ascii")
-        return WSUpgradeRequest(self.method, path, self.version, fields.headers)
+            if len(headers.getall("Host", ())) == 1:
+                headers["Host"] = match[1].decode("ascii")
+        return WSUpgradeRequest(self.method, path, self.version, headers)
+
+    def _headers(self) -> CIMultiDict[str]:
+        # Each line is known to be a name, a colon and a value. What frames a body is left to httptools.
+        lines = self.head.decode("utf-8", "surrogateescape").split("\r\n")[1:-2]
+        pairs = [line.partition(":") for line in lines]
+        headers = CIMultiDict([(name, value.strip(" \t")) for name, _, value in pairs])
+        if "Content-Length" in headers or "Transfer-Encoding" in headers:
+            fields = _FieldCollector()
+            _collect_fields(httptools.HttpRequestParser(fields), fields, self.head)
+            headers = fields.headers
+        return headers
 
 
 class ResponseHeadReader(HeadReader):

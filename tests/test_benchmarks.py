@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import shutil
 import ssl
 import subprocess
@@ -41,6 +42,10 @@ SECONDS = 0.02
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the C reference is for Linux"),
     pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler"),
+    pytest.mark.skipif(
+        os.environ.get("PICOWS_FAST_SANITIZE") == "1",
+        reason="other libraries and valgrind for the most part, and sanitizers cannot run in it",
+    ),
 ]
 # The loop that matters is the worker's.
 on_one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import array
 import asyncio
+import functools
 import gc
 import os
 import threading
+import types
 import weakref
 
 import pytest
 
 import picows_fast
-from picows_fast import WSCloseCode, WSDisconnectCause, WSMsgType, WSState
+from picows_fast import WSCloseCode, WSDisconnectCause, WSListener, WSMsgType, WSState
 
 from .peers import connected
 from .support import Echo, Recorder, serving
@@ -404,3 +406,61 @@ async def test_frames_are_given_as_they_came(link):
             (0, header + 5 + 3, 0),
             (5, 3, 1),
         )
+
+
+async def test_every_kind_of_callable_may_be_on_ws_frame():
+    """Only an ordinary method is called without its method object."""
+    calls = []
+
+    def free(self, transport, frame):
+        calls.append((type(self).__name__, frame.get_payload_as_bytes()))
+
+    class Function(WSListener):
+        on_ws_frame = free
+
+    class Static(WSListener):
+        @staticmethod
+        def on_ws_frame(transport, frame):
+            calls.append(("Static", frame.get_payload_as_bytes()))
+
+    class Class(WSListener):
+        @classmethod
+        def on_ws_frame(cls, transport, frame):
+            calls.append((cls.__name__, frame.get_payload_as_bytes()))
+
+    class Partial(WSListener):
+        on_ws_frame = functools.partialmethod(free)
+
+    class Wrapped(WSListener):
+        @functools.wraps(free)
+        def on_ws_frame(self, *arguments, **named):
+            assert not named
+            free(self, *arguments)
+
+    class Instance(WSListener):
+        def __init__(self):
+            self.on_ws_frame = types.MethodType(free, self)
+
+    class Other(WSListener):
+        def __init__(self):
+            self.on_ws_frame = types.MethodType(free, "somebody else")
+
+    class Callable(WSListener):
+        class on_ws_frame:  # noqa: N801 - it stands for a method
+            def __init__(self, transport, frame):
+                calls.append(("Callable", frame.get_payload_as_bytes()))
+
+    class Server(WSListener):
+        def on_ws_connected(self, transport):
+            for number in range(3):
+                transport.send(WSMsgType.TEXT, f"{number}")
+            transport.send_close(1000)
+
+    kinds = [Function, Static, Class, Partial, Wrapped, Instance, Other, Callable]
+    async with serving(lambda request: Server()) as url:
+        for kind in kinds:
+            transport, _ = await picows_fast.ws_connect(kind, url)
+            await asyncio.wait_for(transport.wait_disconnected(), 20)
+    names = ["str" if kind is Other else kind.__name__ for kind in kinds]
+    received = [call for call in calls if len(call[1]) == 1]
+    assert received == [(name, b"%d" % number) for name in names for number in range(3)]

@@ -6,6 +6,7 @@ What TLS connections do in general is tested everywhere with this way; here are 
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 
@@ -103,3 +104,46 @@ async def test_objects_that_are_not_known_are_left_alone(server_tls, client_tls)
 async def test_a_stream_without_openssls_objects_cannot_be_made():
     with socket.socket() as sock, pytest.raises(TypeError, match="create"):
         DirectTlsStream(asyncio.get_running_loop(), sock)
+
+
+async def test_the_ssl_object_may_be_kept_and_used_by_others(server_tls, client_tls):
+    """What is written to it behind our back, during the connection or after, goes nowhere."""
+    async with serving(lambda request: Echo(), tls=server_tls) as url:
+        transport, listener = await picows_fast.ws_connect(Recorder, url, ssl_context=client_tls)
+        tls = transport.underlying_transport.get_extra_info("ssl_object")
+        with pytest.raises(OSError):  # ssl.SSLError among them
+            tls.write(b"not a frame")
+        transport.disconnect(False)
+        await transport.wait_disconnected()
+        del transport, listener
+        gc.collect()
+        with pytest.raises(OSError):
+            tls.write(b"not a frame")
+        assert tls.version()
+
+
+async def test_a_write_in_the_midst_of_another_connections_handshake(server_tls, client_tls):
+    """The connections take turns with the memory that records are put together in."""
+    echoes = []
+
+    class Remembered(Echo):
+        def on_ws_connected(self, transport):
+            super().on_ws_connected(transport)
+            echoes.append(transport)
+
+    def greet(tls, name, context):
+        for transport in echoes:
+            transport.send(WSMsgType.TEXT, f"{len(echoes)}" * 1000)
+
+    server_tls.sni_callback = greet
+    clients = []
+    async with serving(lambda request: Remembered(), tls=server_tls) as url:
+        for _ in range(3):
+            _, client = await picows_fast.ws_connect(
+                Recorder, url.replace("127.0.0.1", "localhost"), ssl_context=client_tls
+            )
+            clients.append(client)
+        assert [(await clients[0].frame(at))[1] for at in (0, 1)] == [b"1" * 1000, b"2" * 1000]
+        assert (await clients[1].frame(0))[1] == b"2" * 1000
+        for client in clients:
+            client.transport.disconnect(False)

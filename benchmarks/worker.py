@@ -146,6 +146,10 @@ def main() -> None:
             answer(unavailable="uvloop is not installed")
             return
         loop = uvloop.new_event_loop()
+    elif specification["loop"] == "picows_fast":
+        import picows_fast
+
+        loop = picows_fast.new_event_loop(busy_poll=specification.get("busy_poll", 0.0))
     else:
         loop = asyncio.new_event_loop()
     try:

@@ -20,7 +20,7 @@ from .connecting import deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
 from .exceptions import WSError, WSInvalidStatusError
 from .handshake import ClientHandshake, redirect_headers
-from .net.open import open_stream
+from .net.open import open_stream, tune_socket
 from .options import ClientOptions, resolve_logger
 from .url import WSParsedURL, parse_url
 
@@ -164,6 +164,13 @@ async def _connect_once(
     )
     transport = None
     try:
+        is_socket = isinstance(connection, socket.socket)
+        tune_socket(
+            connection if is_socket else connection.get_extra_info("socket"),
+            so_busy_poll=options.so_busy_poll,
+            so_prefer_busy_poll=options.so_prefer_busy_poll,
+            so_incoming_cpu=options.so_incoming_cpu,
+        )
         context = (options.ssl_context or default_ssl_context()) if url.is_secure else None
         stream = await open_stream(
             loop,
@@ -173,6 +180,8 @@ async def _connect_once(
             server_hostname=options.server_hostname or url.host,
             session=options.ssl_session,
             handshake_timeout=options.ssl_handshake_timeout,
+            busy_poll=options.busy_poll,
+            tcp_quickack=options.tcp_quickack,
         )
         logger = resolve_logger(options.logger_name, "client")
         transport = new_transport(

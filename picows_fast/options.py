@@ -112,6 +112,17 @@ def _seconds(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
+def _seconds_or_zero(name: str, value: Any) -> None:
+    if value != 0 or isinstance(value, bool):
+        _seconds(name, value)
+
+
+def _c_int(name: str, value: Any) -> None:
+    _not_negative(name, value)
+    if value >= 2**31:
+        raise ValueError(f"{name} must be less than 2**31, got {value}")
+
+
 def _optional(check: Check) -> Check:
     def check_unless_none(name: str, value: Any) -> None:
         if value is not None:
@@ -349,6 +360,35 @@ class ConnectionOptions:
         "itself, which is faster. None: only where the loop cannot watch descriptors.",
     )
 
+    so_busy_poll: int | None = setting(
+        None,
+        _optional(_c_int),
+        "SO_BUSY_POLL (Linux): how long a read or a wait polls the network device's queue before "
+        "it sleeps. More than the system's net.core.busy_read needs CAP_NET_ADMIN. None: as the "
+        "system says.",
+        unit="microseconds",
+    )
+    so_prefer_busy_poll: bool | None = setting(
+        None,
+        _optional(_flag),
+        "SO_PREFER_BUSY_POLL (Linux): whether the network device's interrupts are put off while "
+        "the socket is polled. Turning it on needs CAP_NET_ADMIN. None: as the system says.",
+    )
+    so_incoming_cpu: int | None = setting(
+        None,
+        _optional(_c_int),
+        "SO_INCOMING_CPU (Linux): the CPU that handles what this socket receives. Of several "
+        "sockets that listen with reuse_port, the one with the CPU that took the packet is "
+        "preferred. None: not set.",
+    )
+    tcp_quickack: bool = setting(
+        False,
+        _flag,
+        "Whether TCP_QUICKACK (Linux) is set again after each read, as the system clears it: what "
+        "arrives is acknowledged at once, for a system call a read. No effect over a transport of "
+        "the event loop's.",
+    )
+
     use_aiofastnet: bool | None = setting(
         None, _anything, "Accepted for compatibility with picows; has no effect."
     )
@@ -452,6 +492,15 @@ class ClientOptions(ConnectionOptions):
     )
     unix_path: str | bytes | os.PathLike[str] | None = setting(
         None, _path, "Path of a Unix socket to connect to in place of the URL's host and port."
+    )
+    busy_poll: float = setting(
+        0.0,
+        _seconds_or_zero,
+        "How long the connection spins, trying to read again, after each time that data came. "
+        "Meanwhile the event loop does nothing else. On picows_fast's own loop, the loop spins "
+        "for as long after this connection received, and stops for anything else. No effect over "
+        "a transport of the event loop's. 0: not at all.",
+        unit="seconds",
     )
     local_addr: tuple[Any, ...] | None = setting(
         None, _optional(_local_address), "Local address (host, port) to connect from."

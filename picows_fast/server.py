@@ -26,7 +26,7 @@ from .core import WSAutoPingStrategy, WSListener, new_transport
 from .handshake import HandshakeRefusedError, ServerHandshake
 from .listening import LoopAcceptor, open_listening_sockets
 from .net.foreign import ForeignStream
-from .net.open import socket_stream, uses_loop_transport, with_tls
+from .net.open import socket_stream, tune_socket, uses_loop_transport, with_tls
 from .options import ServerOptions, resolve_logger
 from .origins import OriginPolicy
 from .serving import Server
@@ -155,6 +155,18 @@ async def ws_create_server(
         reuse_port=options.reuse_port,
         unix_path=options.unix_path,
     )
+    try:
+        for listening in sockets:
+            tune_socket(
+                listening,
+                so_busy_poll=options.so_busy_poll,
+                so_prefer_busy_poll=options.so_prefer_busy_poll,
+                so_incoming_cpu=options.so_incoming_cpu,
+            )
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
 
     policy = None if options.origins is None else OriginPolicy(options.origins)
     limits_upgrades = max_connections is not None or max_connections_per_ip is not None
@@ -186,7 +198,12 @@ async def ws_create_server(
             return
         timeout = options.ssl_handshake_timeout
         stream = socket_stream(
-            loop, accepted, options.ssl, server_side=True, handshake_timeout=timeout
+            loop,
+            accepted,
+            options.ssl,
+            server_side=True,
+            handshake_timeout=timeout,
+            tcp_quickack=options.tcp_quickack,
         )
         serve(stream, key)
 

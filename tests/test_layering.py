@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 BASE = {"exceptions", "states", "keepalive", "options", "_version"}
 HANDSHAKE = {"url", "origins", "http_messages", "handshake"}
 NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls", "net.foreign"} | {
-    "net.open"
+    "net.open",
+    "net.tuning",
 }
 CONNECTIONS = {"connecting", "listening", "connections", "serving"}
 ALLOWED: dict[str, set[str]] = {
@@ -36,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "codec": {"wire", "exceptions"},
     "net": set(),
     "net.stream": set(),
+    "net.tuning": set(),
     "net.poller": {"net", "net.stream"},
     "net.tcp": {"net", "net.stream", "net.poller"},
     "net.tls": {"net", "net.stream"},

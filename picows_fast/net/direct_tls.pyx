@@ -255,6 +255,8 @@ cdef class DirectTlsStream(TcpStream):
             pf_records_close(&self.records)
         if filled and not self.closing:
             self.received(filled)
+            if self.quick_ack:
+                self._after_read()
         if self.closed:
             return True
         if self.found_end is not None:

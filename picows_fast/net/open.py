@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .foreign import ForeignStream
 from .tls import TlsStream
+from .tuning import tune_socket
 
 if sys.platform != "win32":
     from .direct_tls import DirectTlsStream
@@ -18,7 +19,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from .stream import ByteStream
 
-__all__ = ["open_stream", "socket_stream", "uses_loop_transport", "with_tls"]
+__all__ = ["open_stream", "socket_stream", "tune_socket", "uses_loop_transport", "with_tls"]
 
 
 def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
@@ -39,12 +40,16 @@ async def open_stream(
     server_hostname: str | None = None,
     session: ssl.SSLSession | None = None,
     handshake_timeout: float | None = None,
+    busy_poll: float = 0.0,
+    tcp_quickack: bool = False,
 ) -> ByteStream:
     """Return the stream of a client's connection, which it owns from now on; it is not started yet.
 
     :param connection: a connected, non-blocking socket, or a transport whose reading is paused
     :param context: for TLS; None: none
     :param handshake_timeout: of TLS, seconds
+    :param busy_poll: seconds to spin after a read; not over a transport
+    :param tcp_quickack: keep TCP_QUICKACK on; not over a transport
     """
     stream: ByteStream
     if not isinstance(connection, socket.socket):
@@ -61,6 +66,8 @@ async def open_stream(
             server_hostname=server_hostname,
             session=session,
             handshake_timeout=handshake_timeout,
+            busy_poll=busy_poll,
+            tcp_quickack=tcp_quickack,
         )
     try:
         return with_tls(
@@ -84,8 +91,16 @@ def socket_stream(
     server_hostname: str | None = None,
     session: ssl.SSLSession | None = None,
     handshake_timeout: float | None = None,
+    busy_poll: float = 0.0,
+    tcp_quickack: bool = False,
 ) -> ByteStream:
-    """Return the stream of a connected, non-blocking socket, which it owns from now on."""
+    """Return the stream of a connected, non-blocking socket, which it owns from now on.
+
+    :param handshake_timeout: of TLS, seconds
+    :param busy_poll: seconds to spin after a read
+    :param tcp_quickack: keep TCP_QUICKACK on
+    """
+    tcp_quickack = tcp_quickack and sock.family in (socket.AF_INET, socket.AF_INET6)
     if context is not None:
         direct = DirectTlsStream.create(
             loop,
@@ -97,9 +112,12 @@ def socket_stream(
             handshake_timeout=handshake_timeout,
         )
         if direct is not None:
+            direct.tune(busy_poll=busy_poll, quick_ack=tcp_quickack)
             return direct
+    stream = TcpStream(loop, sock)
+    stream.tune(busy_poll=busy_poll, quick_ack=tcp_quickack)
     return with_tls(
-        TcpStream(loop, sock),
+        stream,
         context,
         server_side=server_side,
         server_hostname=server_hostname,

@@ -12,6 +12,9 @@ cdef class TcpStream(ByteStream):
     cdef:
         int fd
         Poller poller           # of the loop; None: add_reader and add_writer
+        long long busy_poll     # nanoseconds to go on reading after data came
+        object scheduled        # asyncio's callbacks that wait for their turn; None: not known
+        bint quick_ack          # TCP_QUICKACK is set again after each read
         object sock
         object peername
         bint reading            # the loop watches the descriptor for reading
@@ -22,6 +25,8 @@ cdef class TcpStream(ByteStream):
     cdef bint _read_once(self) except -1
     cdef int _read_failed(self, int error) except -1
     cdef int _watch(self) except -1
+    cdef int _spin(self) except -1
+    cdef int _after_read(self) noexcept
     cdef int start_reading(self) except -1
     cdef int _stop_reading(self) except -1
     cdef int _send_failed(self, int error) except -1

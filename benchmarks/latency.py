@@ -1,0 +1,73 @@
+"""Round trips of 256 B on picows_fast's own loop: what its two ways of saving time are worth.
+
+"one core": server and client of one library share a core, so the time of a round trip is the CPU
+time of both; each library on the loop named. "two cores": the C reference serves, and blocks in the
+kernel; the clients run on another core, ours with `busy_poll`, the others blocking as they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .measuring import Case, Measure, Settings
+from .peers import REFERENCE
+from .processes import cores, in_c, in_python
+
+SIZE = 256
+BUSY_POLL = 200e-6  # seconds
+
+# contestant -> (library, loop)
+CONTESTANTS = {
+    "picows_fast": ("picows_fast", "picows_fast"),
+    "C": (REFERENCE, ""),
+    "picows, uvloop": ("picows", "uvloop"),
+    "picows, asyncio": ("picows", "asyncio"),
+    "picows_fast, uvloop": ("picows_fast", "uvloop"),
+}
+
+
+def measure(library: str, loop: str, busy_poll: float, one_core: bool, seconds: float) -> float:
+    """Round trips a second."""
+    core, other = cores()
+    common = {
+        "library": library,
+        "loop": loop,
+        "listener": "cython",
+        "code": "best",
+        "tls": False,
+    }
+    if one_core and library != REFERENCE:
+        server = in_python("server", core, **common)
+    else:
+        server = in_c("serve", core if one_core else other)
+    with server as serving:
+        request = {"port": serving.answer()["port"], "size": SIZE, "seconds": seconds}
+        if library == REFERENCE:
+            client = in_c("echo", core, **request)
+        else:
+            client = in_python("echo", core, busy_poll=busy_poll, **request, **common)
+        with client as requesting:
+            answer = requesting.answer(seconds)
+    return float(answer["count"] / answer["seconds"])
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    for placed in ("one core", "two cores"):
+        one_core = placed == "one core"
+
+        def bound(name: str, one_core: bool = one_core) -> Measure:
+            library, loop = CONTESTANTS[name]
+            busy_poll = BUSY_POLL if loop == "picows_fast" and not one_core else 0.0
+            return lambda: measure(library, loop, busy_poll, one_core, settings.seconds)
+
+        names = [
+            name
+            for name, (library, _) in CONTESTANTS.items()
+            if name == "picows_fast" or not settings.peers or library in settings.peers
+        ]
+        yield Case(
+            "latency",
+            {"size": str(SIZE), "placed": placed, "listener": "cython"},
+            "round trips/s",
+            {name: bound(name) for name in names},
+        )

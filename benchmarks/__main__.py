@@ -23,12 +23,18 @@ from . import measuring, report
 from .measuring import Case, Progress, Row, Settings, UnavailableError
 from .processes import RESULTS
 
-<<<<<<< HEAD
-WORKLOADS = ("roundtrip", "flood", "fanout", "accept", "memory", "mask", "masksend")
+WORKLOADS = (
+    "roundtrip",
+    "flood",
+    "fanout",
+    "accept",
+    "memory",
+    "mask",
+    "masksend",
+    "latency",
+    "many",
+)
 ON_REQUEST = ("sweep",)
-=======
-WORKLOADS = ("roundtrip", "flood", "fanout", "accept", "memory", "mask", "masksend", "latency", "many")
->>>>>>> 613a909 (Benchmarks: round trips on picows_fast's own loop)
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ object: role, library, loop, tls, and what the role needs.
     server  echo or idle, until standard input ends; answers the commands "usage" and "fanout"
     echo    a client that sends one message at a time
     flood   a client that takes what comes until the connection ends
+    turns_server, turns   many connections that get a frame each, turn by turn (in Cython)
     send    a client that sends a number of messages at once (in Cython), and ends
 """
 
@@ -123,6 +124,16 @@ async def flood(specification: dict[str, Any]) -> None:
     answer(**await library.flood(context, specification["port"], specification["take"]))
 
 
+async def turns_server(specification: dict[str, Any]) -> None:
+    answer(port=await peer(specification).turns_server(bytes(specification["size"])))
+    await asyncio.Event().wait()
+
+
+async def turns(specification: dict[str, Any]) -> None:
+    named = {name: specification[name] for name in ("port", "connections", "pause", "seconds")}
+    answer(**await peer(specification).turns(**named))
+
+
 async def send(specification: dict[str, Any]) -> None:
     await peer(specification).send_many(
         specification["port"], bytes(specification["size"]), specification["count"]
@@ -133,6 +144,7 @@ async def send(specification: dict[str, Any]) -> None:
 def main() -> None:
     specification = json.loads(sys.argv[1])
     roles = {"server": serve, "echo": echo, "flood": flood, "send": send}
+    roles |= {"turns_server": turns_server, "turns": turns}
     role = roles[specification["role"]]
     # "own" is picows_fast's loop; the others then have what is fastest for them.
     if specification["loop"] == "own" and specification["library"] == OURS:

@@ -53,6 +53,17 @@ class Peer(Protocol):
         and for "count" also "frames".
         """
 
+    async def turns_server(self, message: bytes) -> int:
+        """Serve: a frame of any client's is answered with one to each. Gives the port."""
+
+    async def turns(
+        self, port: int, connections: int, pause: float, seconds: float
+    ) -> dict[str, Any]:
+        """Take a frame on each of many connections, turn by turn. Gives "cpu" and "frames".
+
+        `pause`: seconds to sleep before each turn, so that all frames are there.
+        """
+
     async def send_many(self, port: int, message: bytes, count: int) -> None:
         """Send that often, in a row, and nothing else that costs instructions."""
 

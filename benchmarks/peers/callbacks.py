@@ -246,6 +246,33 @@ class CallbackPeer:
             result["frames"] = listener.frames
         return result
 
+    async def turns_server(self, message: bytes) -> int:
+        """Serve: a frame of any client's is answered with one to each. Gives the port."""
+        transports: list[Any] = []
+        self._kept = server = await self._module.ws_create_server(
+            lambda request: self._listeners.ToAll(transports, message), "127.0.0.1", 0, backlog=1024
+        )
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    async def turns(
+        self, port: int, connections: int, pause: float, seconds: float
+    ) -> dict[str, Any]:
+        """Take a frame on each of many connections, turn by turn; CPU seconds and frames.
+
+        `pause`: seconds that this side sleeps before each turn, so that all frames are there.
+        """
+        state = self._listeners.Turns(connections, pause)
+        transports = []
+        for _ in range(connections):
+            transport, _ = await self._connect(lambda: self._listeners.OneOfMany(state), None, port)
+            transports.append(transport)
+        transports[0].send(self._module.WSMsgType.BINARY, b"next")
+        await asyncio.sleep(seconds / 8)
+        cpu, frames = time.process_time(), state.frames
+        await asyncio.sleep(seconds)
+        return {"cpu": time.process_time() - cpu, "frames": state.frames - frames}
+
     async def send_many(self, port: int, message: bytes, count: int) -> None:
         transport, _ = await self._connect(self._module.WSListener, None, port)
         self._listeners.send_to_all([transport], message, count)

@@ -1,0 +1,61 @@
+"""500 connections in one process that get one small frame each in every turn of the loop.
+
+What counts is the CPU time of the receiving process: asking which connections are ready, reading
+each, calling its listener. It sleeps before each turn until all frames have arrived, which costs no
+CPU time; the sender, on another core, is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .measuring import OURS, Case, Measure, Settings
+from .processes import cores, in_python
+
+CONNECTIONS = 500
+SIZE = 64
+PAUSE = 0.01  # seconds
+
+# contestant -> (library, loop)
+CONTESTANTS = {
+    OURS: (OURS, "picows_fast"),
+    "picows, uvloop": ("picows", "uvloop"),
+    "picows, asyncio": ("picows", "asyncio"),
+    "picows_fast, uvloop": (OURS, "uvloop"),
+}
+
+
+def measure(library: str, loop: str, seconds: float) -> float:
+    """Frames per CPU second."""
+    core, other = cores()
+    common = {"listener": "cython", "code": "best", "tls": False}
+    with in_python(
+        "turns_server", other, library=OURS, loop="picows_fast", size=SIZE, **common
+    ) as serving:
+        request = {
+            "port": serving.answer()["port"],
+            "connections": CONNECTIONS,
+            "pause": PAUSE,
+            "seconds": seconds,
+        }
+        with in_python("turns", core, library=library, loop=loop, **request, **common) as client:
+            answer = client.answer(seconds)
+    return float(answer["frames"] / answer["cpu"])
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    def bound(name: str) -> Measure:
+        library, loop = CONTESTANTS[name]
+        return lambda: measure(library, loop, max(settings.seconds, 0.5))
+
+    names = [
+        name
+        for name, (library, _) in CONTESTANTS.items()
+        if name == OURS or not settings.peers or library in settings.peers
+    ]
+    yield Case(
+        "many",
+        {"connections": str(CONNECTIONS), "size": str(SIZE), "listener": "cython"},
+        "frames per CPU second",
+        {name: bound(name) for name in names},
+    )

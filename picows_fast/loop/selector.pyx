@@ -268,6 +268,7 @@ cdef class LoopSelector(Poller):
         cdef list timers = None
         cdef object first_timer = None
         cdef object scheduled = None
+        cdef dict state = None      # the loop's attributes; looked up here, they cost a third
         cdef object loop = self.loop
         # In debug mode the loop calls the streams itself, and watches how long that takes.
         cdef bint inside = loop is not None and not loop.get_debug()
@@ -277,6 +278,7 @@ cdef class LoopSelector(Poller):
                 now = pf_now()
                 deadline = now + <int64_t> math.ceil(timeout * 1e9)
         if inside:
+            state = loop.__dict__
             scheduled = loop._ready
             timers = loop._scheduled
             timer_count = len(timers)
@@ -291,7 +293,7 @@ cdef class LoopSelector(Poller):
             turns += 1
             if ready or deadline == 0 or not inside or turns == MAX_TURNS or self.epoll_fd < 0:
                 return ready
-            if len(scheduled) or loop._stopping or self.selects != number:
+            if len(scheduled) or state["_stopping"] or self.selects != number:
                 return ready
             if len(timers) != timer_count or timer_count and timers[0] is not first_timer:
                 return ready

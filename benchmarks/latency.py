@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .measuring import Case, Measure, Settings
+from .measuring import OURS, Case, Measure, Settings
 from .peers import REFERENCE
 from .processes import cores, in_c, in_python
 
@@ -18,12 +18,13 @@ BUSY_POLL = 200e-6  # seconds
 
 # contestant -> (library, loop)
 CONTESTANTS = {
-    "picows_fast": ("picows_fast", "picows_fast"),
+    OURS: (OURS, "own"),
     "C": (REFERENCE, ""),
     "picows, uvloop": ("picows", "uvloop"),
     "picows, asyncio": ("picows", "asyncio"),
-    "picows_fast, uvloop": ("picows_fast", "uvloop"),
+    "picows_fast, uvloop": (OURS, "uvloop"),
 }
+QUICK = (OURS, REFERENCE, "picows, uvloop")
 
 
 def measure(library: str, loop: str, busy_poll: float, one_core: bool, seconds: float) -> float:
@@ -57,13 +58,14 @@ def cases(settings: Settings) -> Iterator[Case]:
 
         def bound(name: str, one_core: bool = one_core) -> Measure:
             library, loop = CONTESTANTS[name]
-            busy_poll = BUSY_POLL if loop == "picows_fast" and not one_core else 0.0
+            busy_poll = BUSY_POLL if loop == "own" and not one_core else 0.0
             return lambda: measure(library, loop, busy_poll, one_core, settings.seconds)
 
         names = [
             name
             for name, (library, _) in CONTESTANTS.items()
-            if name == "picows_fast" or not settings.peers or library in settings.peers
+            if name == OURS or not settings.peers or library in settings.peers
+            if name in QUICK or not settings.quick
         ]
         yield Case(
             "latency",

@@ -18,20 +18,19 @@ PAUSE = 0.01  # seconds
 
 # contestant -> (library, loop)
 CONTESTANTS = {
-    OURS: (OURS, "picows_fast"),
+    OURS: (OURS, "own"),
     "picows, uvloop": ("picows", "uvloop"),
     "picows, asyncio": ("picows", "asyncio"),
     "picows_fast, uvloop": (OURS, "uvloop"),
 }
+QUICK = (OURS, "picows, uvloop")
 
 
 def measure(library: str, loop: str, seconds: float) -> float:
     """Frames per CPU second."""
     core, other = cores()
     common = {"listener": "cython", "code": "best", "tls": False}
-    with in_python(
-        "turns_server", other, library=OURS, loop="picows_fast", size=SIZE, **common
-    ) as serving:
+    with in_python("turns_server", other, library=OURS, loop="own", size=SIZE, **common) as serving:
         request = {
             "port": serving.answer()["port"],
             "connections": CONNECTIONS,
@@ -52,6 +51,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         name
         for name, (library, _) in CONTESTANTS.items()
         if name == OURS or not settings.peers or library in settings.peers
+        if name in QUICK or not settings.quick
     ]
     yield Case(
         "many",

@@ -150,7 +150,7 @@ def main() -> None:
     if specification["loop"] == "own" and specification["library"] == OURS:
         from picows_fast.loop import new_event_loop
 
-        loop = new_event_loop()
+        loop = new_event_loop(busy_poll=specification.get("busy_poll", 0.0))
     elif specification["loop"] in ("uvloop", "own"):
         try:
             import uvloop
@@ -158,10 +158,6 @@ def main() -> None:
             answer(unavailable="uvloop is not installed")
             return
         loop = uvloop.new_event_loop()
-    elif specification["loop"] == "picows_fast":
-        import picows_fast
-
-        loop = picows_fast.new_event_loop(busy_poll=specification.get("busy_poll", 0.0))
     else:
         loop = asyncio.new_event_loop()
     try:

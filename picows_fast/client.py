@@ -164,9 +164,10 @@ async def _connect_once(
     )
     transport = None
     try:
-        is_socket = isinstance(connection, socket.socket)
         tune_socket(
-            connection if is_socket else connection.get_extra_info("socket"),
+            connection
+            if isinstance(connection, socket.socket)
+            else connection.get_extra_info("socket"),
             so_busy_poll=options.so_busy_poll,
             so_prefer_busy_poll=options.so_prefer_busy_poll,
             so_incoming_cpu=options.so_incoming_cpu,

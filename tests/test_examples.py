@@ -136,6 +136,16 @@ async def test_exchange_client_waits_for_a_server(examples: Examples) -> None:
         await stop(client)
 
 
+@pytest.mark.parametrize("arguments", [[], ["200"]], ids=["blocking", "spinning"])
+async def test_latency_client(examples: Examples, arguments: list[str]) -> None:
+    command, url = await examples.server("echo_server.py", 0)
+    count, median, high = await examples.run("latency_client.py", url, *arguments)
+    assert count == "1000 round trips"
+    assert re.fullmatch(r"median [\d.]+ us", median)
+    assert re.fullmatch(r"99th percentile [\d.]+ us", high)
+    await stop(command)
+
+
 async def test_json_ping(examples: Examples) -> None:
     by_bytes, by_content = await examples.run("json_ping.py")
     assert by_bytes.startswith("ByBytes: 5 pongs, fastest ")

@@ -459,7 +459,7 @@ async def test_every_kind_of_callable_may_be_on_ws_frame():
     kinds = [Function, Static, Class, Partial, Wrapped, Instance, Other, Callable]
     async with serving(lambda request: Server()) as url:
         for kind in kinds:
-            transport, _ = await picows_fast.ws_connect(kind, url)
+            transport, _ = await picows_fast.ws_connect(kind, url, enable_auto_close=True)
             await asyncio.wait_for(transport.wait_disconnected(), 20)
     names = ["str" if kind is Other else kind.__name__ for kind in kinds]
     received = [call for call in calls if len(call[1]) == 1]

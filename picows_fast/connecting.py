@@ -284,8 +284,9 @@ async def _connect_tcp(
             loop=loop,
         )
     except (OSError, RuntimeError) as exc:
-        # uvloop reports some failures as RuntimeError.
-        raise _naming(_authority(host, port), exc) from exc
+        # uvloop reports some failures as RuntimeError. Without the traceback, whose frames'
+        # variables refer to the error: only a garbage collection would free that.
+        raise _naming(_authority(host, port), exc) from exc.with_traceback(None)
 
 
 async def _resolve(

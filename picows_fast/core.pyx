@@ -159,6 +159,14 @@ cdef object as_runtime_error(error):
     return wrapped
 
 
+cdef int forget_frames(error) except -1:
+    """A frame in a traceback keeps its callers' frames, one of which may be setting up this very connection."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    return 0
+
+
 # --- Listener --------------------------------------------------------------------------------------
 
 cdef class WSListener:
@@ -1086,6 +1094,7 @@ cdef class WSTransport(StreamHandler):
                     self.handshake.receive_eof()
                 except WSHandshakeError as eof_error:
                     error = eof_error
+            forget_frames(error)
             if end == StreamEnd.TLS_FAILED:
                 # The stream still has an alert to send.
                 if self.connected_future is not None and not self.connected_future.done():

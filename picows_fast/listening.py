@@ -216,6 +216,11 @@ def _naming(action: str, address: object, exc: OSError) -> OSError:
     return OSError(exc.errno, text) if exc.errno is not None else OSError(text)
 
 
+def _drop(sock: socket.socket, address: Any) -> None:
+    del address
+    sock.close()
+
+
 class Acceptor:
     """Accepts connections and hands each to a callback.
 
@@ -270,6 +275,7 @@ class Acceptor:
         if self._is_closed:
             return
         self._is_closed = True
+        self._on_socket = _drop  # usually refers to the server, which refers to this object
         if self._resume_handle is not None:
             self._resume_handle.cancel()
             self._resume_handle = None
@@ -374,13 +380,15 @@ class LoopAcceptor:
     ) -> None:
         self._loop = loop
         self._sockets = tuple(sockets)
-        self._make_protocol = make_protocol
+        self._make_protocol: Callable[[], asyncio.BaseProtocol] | None = make_protocol
         self._backlog = backlog
         self._servers: list[asyncio.AbstractServer] = []
 
     async def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept. RuntimeError if it is closed, also meanwhile."""
         for sock in self._sockets:
+            if self._make_protocol is None:
+                raise RuntimeError("the acceptor is closed")
             server = await self._loop.create_server(
                 self._make_protocol, sock=sock, backlog=self._backlog, start_serving=False
             )
@@ -389,8 +397,10 @@ class LoopAcceptor:
 
     def close(self) -> None:
         """Stop for good and close the listening sockets. May be called again."""
+        self._make_protocol = None  # usually refers to the server, which refers to this object
         for server in self._servers:
             server.close()
+        self._servers.clear()
         for sock in self._sockets:
             sock.close()
 

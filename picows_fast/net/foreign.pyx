@@ -90,6 +90,11 @@ cdef class ForeignStream(ByteStream):
         if not transport.is_reading():
             transport.resume_reading()
 
+    def give_up(self):
+        """Abort a stream that nobody has yet. The transport may be gone without a connection_lost()."""
+        self.abort()
+        self.protocol = self.transport = None   # they refer to this object
+
     # --- what the transport calls
 
     def _connection_made(self, transport):

@@ -57,7 +57,11 @@ async def open_stream(
         foreign.attach(connection)
     elif uses_loop_transport(loop, use_loop_transport):
         stream = foreign = ForeignStream(loop)
-        await loop.create_connection(lambda: foreign.protocol, sock=connection)
+        try:
+            await loop.create_connection(lambda: foreign.protocol, sock=connection)
+        except BaseException:
+            foreign.give_up()
+            raise
     else:
         return socket_stream(
             loop,

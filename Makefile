@@ -1,7 +1,7 @@
 # What a developer can run. Each target works in a fresh clone; dev.py does the work.
 PYTHON ?= python3
 
-.PHONY: help build demo test lint types sanitize fuzz conformance bench clean
+.PHONY: help build demo test lint types sanitize fuzz soak conformance bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -27,6 +27,9 @@ sanitize: ## the tests with AddressSanitizer and UndefinedBehaviorSanitizer
 SECONDS ?= 60
 fuzz: ## the fuzzers, SECONDS=60 each
 	$(PYTHON) dev.py fuzz $(SECONDS)
+
+soak: ## random clients, servers and faults; SECONDS=600
+	$(PYTHON) dev.py soak $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS),600)
 
 conformance: ## the Autobahn test suite against server and client; needs a Python 2.7
 	$(PYTHON) dev.py conformance

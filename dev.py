@@ -5,6 +5,7 @@ compiler.
     python3 dev.py test [pytest args]   the tests
     python3 dev.py conformance [options]   the Autobahn test suite; needs a Python 2.7
     python3 dev.py fuzz [SECONDS] [TARGET ...]   the fuzzers; needs clang and atheris
+    python3 dev.py soak [SECONDS] [options]   random clients, servers and faults
     python3 dev.py bench [options]      the benchmarks: --quick, --only NAMES, ...; --help tells
     python3 dev.py sanitize [pytest args]   the tests with address and undefined behaviour checks
     python3 dev.py lint | types | build | clean
@@ -164,6 +165,10 @@ def fuzz(arguments: list[str]) -> None:
     run(PYTHON, "-m", "fuzz", *arguments)
 
 
+def soak(arguments: list[str]) -> None:
+    run(PYTHON, "-m", "tests.soak", *arguments)
+
+
 def conformance(arguments: list[str]) -> None:
     run(PYTHON, "-m", "tests.conformance.run", *arguments)
 
@@ -191,6 +196,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "types": types,
     "sanitize": sanitize,
     "fuzz": fuzz,
+    "soak": soak,
     "conformance": conformance,
     "bench": bench,
     "build": lambda arguments: None,

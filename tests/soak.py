@@ -199,7 +199,11 @@ class Client(WSMessageListener, Checked):
 
 
 class OurServer:
-    """A server of ours that is restarted now and then; `url` is where it is now."""
+    """A server of ours that is restarted now and then; `url` is where it is now.
+
+    `restarts` changes when a restart begins and when it is over: a client that finds it as it was
+    has not been disturbed by one.
+    """
 
     def __init__(self, tls: ssl.SSLContext | None, **options: Any) -> None:
         self.tls = tls
@@ -241,6 +245,7 @@ class OurServer:
             await self.stop(in_order)
         finally:
             self.server = new
+            self.restarts += 1
 
 
 async def websockets_server(stack: contextlib.AsyncExitStack) -> str:

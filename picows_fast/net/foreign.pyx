@@ -8,13 +8,12 @@ are the transport's.
 
 import asyncio
 
-from cpython.buffer cimport PyBUF_WRITE
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from .stream cimport ByteStream, ReadSpace, StreamEnd, StreamHandler
+from .stream cimport ByteStream, ReadSpace, ReceiveBuffer, StreamEnd, StreamHandler
 
 
 cdef enum:
@@ -59,6 +58,20 @@ cdef class _Nobody(StreamHandler):
         return 0
 
 
+cdef class _Window:
+    # What get_buffer() gives. A loop may have the kernel fill it later (overlapped I/O), when the stream has moved on
+    # or is gone: the memory stays until buffer_updated(), or for as long as the loop holds the view.
+    cdef:
+        uint8_t *data
+        Py_ssize_t size
+        ReceiveBuffer owner
+        ReceiveBuffer pending       # the stream's when it was given, with its bytes
+        Py_ssize_t held
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.size, False, flags)
+
+
 cdef class ForeignStream(ByteStream):
     """A stream over any :class:`asyncio.Transport`: connect it with ``protocol``. ``transport`` is None until then.
 
@@ -69,7 +82,7 @@ cdef class ForeignStream(ByteStream):
         readonly object protocol
         readonly object transport
         object on_connected
-        Py_ssize_t offered      # size of what get_buffer() gave, until buffer_updated() says how much of it was filled
+        _Window window          # what get_buffer() gave, until buffer_updated() says how much of it was filled
         _Nobody early           # what came before start()
         bint lost               # connection_lost() has come
         bint transport_paused   # pause_writing() has come
@@ -111,24 +124,52 @@ cdef class ForeignStream(ByteStream):
             on_connected()
 
     def _get_buffer(self, sizehint):
-        cdef uint8_t *where
-        cdef Py_ssize_t room
+        cdef _Window window
+        cdef ReceiveBuffer pending
         if self.lost:
             return bytearray(1)     # a transport that asks after connection_lost()
-        self.offered = room = self.reserve(&where)
-        return PyMemoryView_FromMemory(<char*> where, room, PyBUF_WRITE)
+        self.window = window = _Window.__new__(_Window)
+        window.size = self.reserve(&window.data)
+        window.owner = self.space.buffer
+        pending = self.pending      # it may have grown just now
+        if pending is not None and pending.data <= window.data < pending.data + pending.capacity:
+            window.owner = pending
+        window.pending = pending
+        window.held = self.pending_end - self.pending_start
+        return memoryview(window)
 
     def _buffer_updated(self, Py_ssize_t size):
+        cdef _Window window = self.window
+        cdef bint is_in_place
+        self.window = None
         if self.closing or self.lost:
             return
-        if not 0 <= size <= self.offered:
-            raise ValueError(f"buffer_updated() must be given 0..{self.offered}, got {size}")
-        self.offered = 0
+        if window is None or not 0 <= size <= window.size:
+            given = 0 if window is None else window.size
+            raise ValueError(f"buffer_updated() must be given 0..{given}, got {size}")
+        is_in_place = window.pending is self.pending and window.held == self.pending_end - self.pending_start
+        window.pending = None
         try:
-            self.received(size)
+            if is_in_place:
+                window.owner = None     # nobody fills it any more; held, it could not be used again
+                self.received(size)
+            else:
+                self._received_elsewhere(PyBytes_FromStringAndSize(<char*> window.data, size))
         except (KeyboardInterrupt, SystemExit) as error:
             # Some loops' transports take these for an error of the connection. A call of the loop's own ends it.
             self.loop.call_soon(_raise, error)
+
+    cdef int _received_elsewhere(self, bytes data) except -1:
+        """What these bytes follow was used while they were on their way; put them to where they belong now."""
+        cdef Py_ssize_t done = 0
+        cdef Py_ssize_t piece
+        cdef uint8_t *where
+        while done < len(data) and not (self.closing or self.lost):
+            piece = min(self.reserve(&where), len(data) - done)
+            memcpy(where, PyBytes_AS_STRING(data) + done, <size_t> piece)
+            done += piece
+            self.received(piece)
+        return 0
 
     def _eof_received(self):
         self.report_end(StreamEnd.FIN, None)

@@ -22,8 +22,9 @@ import random
 import ssl
 import sys
 import time
+import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import aiohttp.web
@@ -98,6 +99,22 @@ class Checked:
         self.gone.set()
 
 
+def describe(listener: Any) -> str:
+    """For the message of a failure."""
+    transport = listener.transport
+    stream = transport.underlying_transport
+    return (
+        f"{type(listener).__name__} {transport!r} {type(stream).__name__}, "
+        f"backlog {transport.write_backlog}, reading {stream.is_reading()}, "
+        f"paused {transport.is_reading_paused}, writing paused {stream.writing_paused}, "
+        f"closing {stream.closing}, {listener.events} events"
+    )
+
+
+#: Servers' listeners by the address of their clients.
+others: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+
+
 class EchoFrames(WSListener, Checked):
     """A server's: each frame comes back as it is; who does not read is not read from."""
 
@@ -107,6 +124,7 @@ class EchoFrames(WSListener, Checked):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.connected()
         self.transport = transport
+        others[transport.underlying_transport.get_extra_info("peername")] = self
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         self.received()
@@ -133,6 +151,8 @@ class EchoMessages(WSMessageListener, Checked):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.connected()
+        self.transport = transport
+        others[transport.underlying_transport.get_extra_info("peername")] = self
 
     def on_ws_message(self, transport: WSTransport, msg_type: WSMsgType, payload: Any) -> None:
         self.received()
@@ -181,6 +201,7 @@ class Client(WSMessageListener, Checked):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.connected()
+        self.transport = transport
 
     def on_ws_message(self, transport: WSTransport, msg_type: WSMsgType, payload: Any) -> None:
         self.received()
@@ -199,16 +220,16 @@ class Client(WSMessageListener, Checked):
 
 
 class OurServer:
-    """A server of ours that is restarted now and then; `url` is where it is now.
-
-    `restarts` changes when a restart begins and when it is over: a client that finds it as it was
-    has not been disturbed by one.
+    """A server of ours that is restarted now and then; `url` is where it is now. It changes before
+    the clients of the old one are sent away.
     """
 
     def __init__(self, tls: ssl.SSLContext | None, **options: Any) -> None:
         self.tls = tls
         self.options = options
-        self.restarts = 0
+
+    def __repr__(self) -> str:
+        return f"ours, {'TLS' if self.tls else 'plain'}, {self.options}"
 
     async def start(self) -> None:
         self.server = await picows_fast.ws_create_server(
@@ -236,7 +257,6 @@ class OurServer:
         await asyncio.wait_for(self.server.wait_closed(), PATIENCE)
 
     async def restart(self, in_order: bool) -> None:
-        self.restarts += 1
         counts["restarts"] += 1
         old = self.server
         await self.start()
@@ -245,10 +265,14 @@ class OurServer:
             await self.stop(in_order)
         finally:
             self.server = new
-            self.restarts += 1
 
 
-async def websockets_server(stack: contextlib.AsyncExitStack) -> str:
+class TheirServer(NamedTuple):
+    library: str
+    url: str
+
+
+async def websockets_server(stack: contextlib.AsyncExitStack) -> TheirServer:
     async def handler(connection: Any) -> None:
         with contextlib.suppress(websockets.exceptions.WebSocketException):
             async for message in connection:
@@ -257,10 +281,10 @@ async def websockets_server(stack: contextlib.AsyncExitStack) -> str:
     server = await stack.enter_async_context(
         websockets.asyncio.server.serve(handler, "127.0.0.1", 0, max_size=None, close_timeout=2)
     )
-    return f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    return TheirServer("websockets", f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
 
 
-async def aiohttp_server(stack: contextlib.AsyncExitStack) -> str:
+async def aiohttp_server(stack: contextlib.AsyncExitStack) -> TheirServer:
     async def handler(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
         connection = aiohttp.web.WebSocketResponse(max_msg_size=0, timeout=2)
         await connection.prepare(request)
@@ -278,7 +302,7 @@ async def aiohttp_server(stack: contextlib.AsyncExitStack) -> str:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
-    return f"ws://127.0.0.1:{runner.addresses[0][1]}/"
+    return TheirServer("aiohttp", f"ws://127.0.0.1:{runner.addresses[0][1]}/")
 
 
 # --- Clients: each lives through one connection
@@ -388,11 +412,14 @@ class Soak:
         assert isinstance(listener, Client)
         return transport, listener
 
-    async def talk(self, transport: WSTransport, listener: Client, expecting: Expecting) -> None:
+    async def talk(
+        self, transport: WSTransport, listener: Client, expecting: Expecting, done: list[int]
+    ) -> None:
         """Some of everything that a client may do in order."""
         choices = self.choices
         for _ in range(choices.randrange(1, 30)):
             action = choices.randrange(10)
+            done.append(action)
             if action < 4:
                 self.send(transport, expecting)
             elif action == 4:
@@ -432,17 +459,20 @@ class Soak:
         """Talks, and ends in some way."""
         expecting = Expecting(self.choices)
         server = self.choice_of_server()
-        is_ours = isinstance(server, OurServer)
-        restarts = server.restarts if is_ours else 0
+        url = server.url
+
+        def is_undisturbed() -> bool:
+            return server.url == url
+
         try:
-            transport, listener = await self.connect(server.url if is_ours else server, expecting)
-        except EXPECTED:
-            counts["not connected"] += 1
-            if is_ours and server.restarts == restarts:
-                raise
+            transport, listener = await self.connect(url, expecting)
+        except EXPECTED as error:
+            if is_undisturbed():
+                fail(f"cannot connect to {server}: {error!r}")
             return
+        done: list[int] = []
         try:
-            await self.talk(transport, listener, expecting)
+            await self.talk(transport, listener, expecting, done)
             how = self.choices.random()
             if how < 0.6:
                 await self.echoed(listener, expecting)
@@ -455,17 +485,25 @@ class Soak:
                 lost = 0
                 transport.disconnect(graceful=False)
             await asyncio.wait_for(transport.wait_disconnected(), PATIENCE)
-            undisturbed = not is_ours or server.restarts == restarts
-            if undisturbed and (lost or (how < 0.6 and transport.close_handshake.recv is None)):
+            if is_undisturbed() and (
+                lost or (how < 0.6 and transport.close_handshake.recv is None)
+            ):
                 fail(f"{lost} messages lost, {transport.disconnect_cause}")
         except picows_fast.WSConnectionClosedError:
-            if not is_ours or server.restarts == restarts:
+            if is_undisturbed():
                 raise
+        except asyncio.TimeoutError:
+            here = transport.underlying_transport.get_extra_info("sockname")
+            fail(
+                f"hangs: {describe(listener)} at {server}, "
+                f"{len(expecting.waiting)} messages to come; did {done}; at the other end: "
+                f"{describe(others[here]) if here in others else None}"
+            )
         finally:
             transport.disconnect(graceful=False)
             await asyncio.wait_for(listener.gone.wait(), PATIENCE)
 
-    def choice_of_server(self) -> Any:
+    def choice_of_server(self) -> OurServer | TheirServer:
         return self.choices.choice([*self.servers, *self.others])
 
     async def cancelled(self) -> None:
@@ -524,7 +562,8 @@ class Soak:
         choices = self.choices
         server = choices.choice(self.servers)
         tls = self.client_tls if server.tls else None
-        with contextlib.suppress(*EXPECTED):
+        # uvloop's transports raise RuntimeError when they have been closed from the other side.
+        with contextlib.suppress(*EXPECTED, RuntimeError):
             if choices.random() < 0.3:
                 parsed = picows_fast.parse_url(server.url)
                 reader, writer = await asyncio.open_connection(parsed.host, parsed.port)

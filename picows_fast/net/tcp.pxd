@@ -18,6 +18,7 @@ cdef class TcpStream(ByteStream):
         object sock
         object peername
         bint reading            # the loop watches the descriptor for reading
+        unsigned long watches   # how often it began to
         bint writing            # ... for writing
         bint shut               # our FIN is sent
         int send_error          # errno that ended sending, 0 if none did; reading goes on until it ends too
@@ -28,6 +29,7 @@ cdef class TcpStream(ByteStream):
     cdef int _spin(self) except -1
     cdef int _after_read(self) noexcept
     cdef int start_reading(self) except -1
+    cdef int _watch_dropped(self, unsigned long number) except -1
     cdef int _stop_reading(self) except -1
     cdef int _send_failed(self, int error) except -1
     cdef int _start_writing(self) except -1

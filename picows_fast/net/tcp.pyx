@@ -96,6 +96,21 @@ cdef tuple system_end(int error):
     return end, OSError(error, os.strerror(error))
 
 
+cdef class _Watch:
+    # What add_reader() gets. uvloop drops it unasked when the descriptor has an error, after a last call, whatever is
+    # left to read then; the stream hears of that because nothing but the loop holds this object.
+    cdef TcpStream stream
+    cdef unsigned long number
+
+    def ready(self):
+        if self.stream._read_once() and self.stream.busy_poll > 0:
+            self.stream._spin()
+
+    def __del__(self):
+        if self.stream is not None:
+            self.stream._watch_dropped(self.number)
+
+
 cdef class TcpStream(ByteStream):
     """A stream over a connected, non-blocking socket, which it owns from now on."""
 
@@ -191,12 +206,36 @@ cdef class TcpStream(ByteStream):
         self.start_reading()
 
     cdef int start_reading(self) except -1:
+        cdef _Watch watch
         if not self.reading and not self.closed and not self.end_seen:
             self.reading = True
             if self.poller is not None:
                 return self._watch()
-            self.loop.add_reader(self.fd, self._on_readable)
+            self.watches += 1
+            watch = _Watch.__new__(_Watch)
+            watch.stream = self
+            watch.number = self.watches
+            self.loop.add_reader(self.fd, watch.ready)
         return 0
+
+    cdef int _watch_dropped(self, unsigned long number) except -1:
+        if self.reading and number == self.watches and not self.closed and not self.loop.is_closed():
+            self.loop.call_soon(self._after_watch_dropped, number)
+        return 0
+
+    def _after_watch_dropped(self, number):
+        cdef int error
+        if not self.reading or number != self.watches or self.closed:
+            return
+        if self._read_once():
+            self.loop.call_soon(self._after_watch_dropped, number)
+        elif self.reading and not self.closed:
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self._read_failed(error)
+            else:
+                self._stop_reading()
+                self.start_reading()
 
     cdef int _stop_reading(self) except -1:
         if self.reading:

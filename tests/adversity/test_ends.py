@@ -230,3 +230,23 @@ async def test_many_connections_cut_at_once(contexts, io_options, cut):
         assert (await client.frame())[1] == b"still here"
         transport.disconnect(graceful=False)
         await transport.wait_disconnected()
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 600_000])
+async def test_reset_behind_unread_data(link, size):
+    """Data and RST are there when the loop looks, which happens once: uvloop gives up a descriptor
+    with an error after one call, whatever is left to read.
+    """
+    async with link(Recorder()) as pair:
+        payload = bytes(size)
+        await pair.peer.send(WSMsgType.TEXT, b"first")
+        await pair.listener.frame()
+        data = pair.peer.encrypt(b"".join(pair.peer.frame(WSMsgType.BINARY, b"") for _ in range(3)))
+        data += pair.peer.encrypt(pair.peer.frame(WSMsgType.BINARY, payload))
+        # In one go, without a turn of the loop.
+        with contextlib.suppress(BlockingIOError):
+            while data:
+                data = data[pair.peer.sock.send(data) :]
+        pair.peer.reset()
+        await pair.listener.closed()
+        assert pair.transport.disconnect_cause == WSDisconnectCause.PEER_RESET

@@ -139,7 +139,7 @@ def roundtrip(rows: Sequence[Row]) -> Any:
         axes.set_xticks(range(len(sizes)), [size_label(size) for size in sizes])
         name = "the C reference" if peer == REFERENCE else peer
         axes.set_title(f"round trips, ratio to {name} (more is better)", fontsize=9)
-    all_axes[0][0].legend(fontsize=7, frameon=False)
+    all_axes[0][0].legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
     return figure
 
 

@@ -462,7 +462,8 @@ class RequestHeadReader(HeadReader):
         return WSUpgradeRequest(self.method, path, self.version, headers)
 
     def _headers(self) -> CIMultiDict[str]:
-        # Each line is known to be a name, a colon and a value. What frames a body is left to httptools.
+        # Each line is known to be a name, a colon and a value. What frames a body is left to
+        # httptools.
         lines = self.head.decode("utf-8", "surrogateescape").split("\r\n")[1:-2]
         pairs = [line.partition(":") for line in lines]
         headers = CIMultiDict([(name, value.strip(" \t")) for name, _, value in pairs])

@@ -39,6 +39,7 @@ EXTENSIONS = (
     "net.direct_tls",
     "net.foreign",
     "layers.messages",
+    "layers.broadcast",
     "loop.selector",
 )
 

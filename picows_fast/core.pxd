@@ -68,6 +68,16 @@ cdef class WSListener:
                                  Py_ssize_t size) except -1
 
 
+# Internal: what a layer keeps for one transport between the application and the stream, and when it is told what.
+cdef class _Outbox:
+    # The stream takes frames again: its backlog is empty, or a message that was sent in fragments is complete.
+    cdef int may_write(self) except -1
+    # The application sends a data frame now, or CLOSE: what only waits for the end of the turn goes ahead of it.
+    cdef int write_before(self) except -1
+    # Nothing more can be sent. Comes once; the transport has forgotten this object.
+    cdef int ended(self) except -1
+
+
 cdef class WSTransport(StreamHandler):
     cdef:
         object __weakref__
@@ -115,6 +125,8 @@ cdef class WSTransport(StreamHandler):
         ReceiveBuffer scratch_owner
         Py_ssize_t max_backlog      # bytes; -1: no limit
         bytes held_pong             # the newest PONG, which waits for the backlog to shrink
+        _Outbox outbox              # of picows_fast.layers; None if there is none
+        bint in_message             # the application is between two fragments of a message
 
         # time
         bint closing_armed          # ... and it is the closing deadline
@@ -154,6 +166,9 @@ cdef class WSTransport(StreamHandler):
     cdef int _send_large_masked(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
                                 unsigned int rsv) except -1
     cdef int _check_backlog(self) except -1
+    cdef bint _can_send(self) noexcept
+    cdef int _sending_data(self, bint fin) except -1
+    cdef int _end_outbox(self) except -1
     cdef int _send_close_payload(self, bytes payload) except -1
     cdef int _answer_ping(self, WSFrame frame) except -1
     cdef Py_ssize_t _handshake_data(self, uint8_t *data, Py_ssize_t size) except -1

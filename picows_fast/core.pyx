@@ -252,6 +252,18 @@ cdef ListenerCall how_to_call(WSListener listener, str name, object base, size_t
     return CALL_VTABLE
 
 
+cdef class _Outbox:
+
+    cdef int may_write(self) except -1:
+        return 0
+
+    cdef int write_before(self) except -1:
+        return 0
+
+    cdef int ended(self) except -1:
+        return 0
+
+
 # --- Transport -------------------------------------------------------------------------------------
 
 @cython.final
@@ -383,11 +395,15 @@ cdef class WSTransport(StreamHandler):
             # Masking makes a copy anyway, and leaves the caller's bytes as they are.
             return self._send_frame(msg_type, <const uint8_t*> buffer, size, fin, rsv)
         check_frame(msg_type, fin, size)
-        if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
+        if not self._can_send():
             return 0
+        if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
+            self._sending_data(fin)
         header_size = <Py_ssize_t> pf_write_frame_header(header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL)
         memcpy(buffer - header_size, header, <size_t> header_size)
         self.stream.write(<const uint8_t*> buffer - header_size, header_size + size, NULL, 0)
+        if self.outbox is not None and not self.in_message:
+            self.outbox.may_write()
         return self._check_backlog()
 
     cdef int _send_frame(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
@@ -398,8 +414,10 @@ cdef class WSTransport(StreamHandler):
             check_frame(msg_type, fin, size)
             if msg_type == WSMsgType.CLOSE:
                 return self._send_close_payload(PyBytes_FromStringAndSize(<const char*> payload, size))
-        if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
+        if not self._can_send():
             return 0
+        if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
+            self._sending_data(fin)
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, MsgType(msg_type).name, size)
         if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
@@ -412,7 +430,26 @@ cdef class WSTransport(StreamHandler):
                 header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL
             )
             self.stream.write(header, header_size, payload, size)
+        if self.outbox is not None and not self.in_message:
+            self.outbox.may_write()
         return self._check_backlog()
+
+    cdef bint _can_send(self) noexcept:
+        return not (self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing)
+
+    cdef int _sending_data(self, bint fin) except -1:
+        """The application sends a data frame: no frame of an outbox may come between fragments (RFC 6455 5.4)."""
+        if self.outbox is not None and not self.in_message:
+            self.outbox.write_before()
+        self.in_message = not fin
+        return 0
+
+    cdef int _end_outbox(self) except -1:
+        cdef _Outbox outbox = self.outbox
+        if outbox is not None:
+            self.outbox = None
+            outbox.ended()
+        return 0
 
     cdef int _send_large_masked(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
                                 unsigned int rsv) except -1:
@@ -484,8 +521,13 @@ cdef class WSTransport(StreamHandler):
             raise ValueError("the payload of CLOSE is empty or starts with a code of two bytes (RFC 6455 5.5.1)")
         if payload and build_close_payload((payload[0] << 8) | payload[1], payload[2:]) != payload:
             raise ValueError("close code 0 must not be sent (RFC 6455 7.4)")
-        if self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing:
+        if not self._can_send():
             return 0
+        if self.outbox is not None:
+            self.outbox.write_before()
+            self._end_outbox()
+            if not self._can_send():
+                return 0
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: sending CLOSE, %d bytes", self, len(payload))
         size = write_frame(
@@ -519,6 +561,8 @@ cdef class WSTransport(StreamHandler):
         self._check_thread("uncork")
         if self.stream is not None:
             self.stream.uncork()
+            if self.outbox is not None:
+                self.outbox.may_write()
 
     # --- Flow control and the end, as asked for
 
@@ -1082,6 +1126,9 @@ cdef class WSTransport(StreamHandler):
     cdef int _close_stream(self) except -1:
         self._arm_closing()
         self.receiving = False
+        if self.outbox is not None:
+            self.outbox.write_before()
+            self._end_outbox()
         self.stream.close()
         return 0
 
@@ -1129,6 +1176,9 @@ cdef class WSTransport(StreamHandler):
                 self._callback_failed(error, "resume_writing")
         return 0
 
+    cdef int stream_drained(self) except -1:
+        return 0 if self.outbox is None else self.outbox.may_write()
+
     cdef int stream_closed(self) except -1:
         """Everything the stream held is released. Comes once."""
         cdef WSListener listener = self.ws_listener
@@ -1139,6 +1189,7 @@ cdef class WSTransport(StreamHandler):
         self.handshake = self.listener_factory = self.frame_method = self.listener_state = None
         if self.disconnect_cause is None:
             self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
+        self._end_outbox()
         try:
             if listener is not None:
                 (<object> listener).on_ws_disconnected(self)

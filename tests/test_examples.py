@@ -161,6 +161,15 @@ async def test_messages(examples: Examples) -> None:
     assert printed == ["1 \N{EURO SIGN}", "CLOSE: closed for today"]
 
 
+async def test_fan_out_conflated(examples: Examples) -> None:
+    assert await examples.run("fan_out_conflated.py") == [
+        "slow now: 1, conflated: True",
+        "the slow one got fewer: True",
+        "both have the newest of each symbol: True",
+        "accounted for: True",
+    ]
+
+
 class Reader(WSListener):
     def __init__(self) -> None:
         self.enough = asyncio.Event()

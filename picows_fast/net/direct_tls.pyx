@@ -377,6 +377,9 @@ cdef class DirectTlsStream(TcpStream):
             return self._end(StreamEnd.TLS_FAILED, problem)
         return 0
 
+    cdef bint take_back(self, Py_ssize_t size) noexcept:
+        return False
+
     cdef int flush(self) except -1:
         self._flush_held()
         return 0 if self.closed else TcpStream.flush(self)

@@ -19,6 +19,9 @@ from .stream cimport ByteStream, ReadSpace, ReceiveBuffer, StreamEnd, StreamHand
 cdef enum:
     RECEIVE_SIZE = 64 * 1024
 
+# Seconds between two looks at a transport that does not tell when its buffer is empty.
+cdef double DRAIN_POLL = 0.005
+
 
 def _raise(error):
     raise error
@@ -86,6 +89,7 @@ cdef class ForeignStream(ByteStream):
         _Nobody early           # what came before start()
         bint lost               # connection_lost() has come
         bint transport_paused   # pause_writing() has come
+        bint drain_watched      # want_drain() was called: the transport's watermarks are 0
 
     def __cinit__(self, loop, on_connected=None):
         self.loop = loop
@@ -115,7 +119,7 @@ cdef class ForeignStream(ByteStream):
         if self.closed:
             transport.abort()
             return
-        transport.set_write_buffer_limits(high=self.high_watermark, low=self.low_watermark)
+        self._set_transport_limits()
         if self.backlog_end:
             self.flush()
         if self.on_connected is not None:
@@ -203,6 +207,13 @@ cdef class ForeignStream(ByteStream):
         if self.writing_paused and not (self.transport_paused or self.closed):
             self.writing_paused = False
             self.handler.stream_resume_writing()
+        if self.drain_wanted and not self.closed:
+            if self.backlog_size():
+                # The transport resumed at its watermark, which was not 0 then.
+                self.loop.call_later(DRAIN_POLL, self._resume_turn)
+            else:
+                self.drain_wanted = False
+                self.handler.stream_drained()
 
     # --- in
 
@@ -276,7 +287,9 @@ cdef class ForeignStream(ByteStream):
         return 0
 
     cdef int check_high_watermark(self) except -1:
-        cdef bint above = self.transport_paused or self.backlog_end - self.backlog_start > self.high_watermark
+        cdef bint above = self.backlog_end - self.backlog_start > self.high_watermark
+        if self.transport_paused and not above:
+            above = not self.drain_watched or self.backlog_size() > self.high_watermark
         if above and not (self.writing_paused or self.closing):
             self.writing_paused = True
             self.handler.stream_pause_writing()
@@ -328,7 +341,25 @@ cdef class ForeignStream(ByteStream):
     def set_write_buffer_limits(self, high=None, low=None):
         ByteStream.set_write_buffer_limits(self, high, low)
         if self.transport is not None and not self.lost:
-            self.transport.set_write_buffer_limits(high=self.high_watermark, low=self.low_watermark)
+            self._set_transport_limits()
+
+    cdef int _set_transport_limits(self) except -1:
+        # An empty buffer is an event only for a transport whose watermarks are 0.
+        self.transport.set_write_buffer_limits(
+            high=0 if self.drain_watched else self.high_watermark, low=0 if self.drain_watched else self.low_watermark
+        )
+        return 0
+
+    cdef int want_drain(self) except -1:
+        self.drain_wanted = True
+        if not self.drain_watched:
+            self.drain_watched = True
+            if self.transport is not None and not self.lost:
+                self._set_transport_limits()
+        if not self.transport_paused:
+            # What it holds was written before its watermark was 0.
+            self.loop.call_later(DRAIN_POLL, self._resume_turn)
+        return 0
 
     def get_extra_info(self, name, default=None):
         return default if self.transport is None else self.transport.get_extra_info(name, default)

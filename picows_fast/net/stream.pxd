@@ -53,6 +53,8 @@ cdef class StreamHandler:
     # The backlog went above the high or below the low watermark.
     cdef int stream_pause_writing(self) except -1
     cdef int stream_resume_writing(self) except -1
+    # The backlog is empty, as want_drain() asked to be told.
+    cdef int stream_drained(self) except -1
 
 
 cdef class ByteStream(StreamHandler):
@@ -78,6 +80,8 @@ cdef class ByteStream(StreamHandler):
         int corks                       # cork() calls without their uncork()
         bint coalescing                 # what one turn of the loop writes leaves together
         bint flush_scheduled
+        bint drain_wanted               # the handler is to be told when the backlog is empty
+        bint write_failed               # what is written is thrown away; the end is reported soon
 
         # --- end
         readonly bint closing           # close() or abort() was called
@@ -90,6 +94,11 @@ cdef class ByteStream(StreamHandler):
     cdef int check_high_watermark(self) except -1
     # Bytes that wait for the peer.
     cdef Py_ssize_t backlog_size(self) noexcept
+    # Call the handler's stream_drained() once, when the backlog is empty. To be asked only while it is not.
+    cdef int want_drain(self) except -1
+    # Forget the last `size` bytes of what was written, if none of them left and some before them wait, too. Returns
+    # whether they could be: what was encrypted cannot.
+    cdef bint take_back(self, Py_ssize_t size) noexcept
     cdef int cork(self) except -1
     cdef int uncork(self) except -1
     # Begin to receive. A TLS stream begins its handshake, and holds writes back until that is done.

@@ -124,6 +124,9 @@ cdef class StreamHandler:
     cdef int stream_resume_writing(self) except -1:
         return 0
 
+    cdef int stream_drained(self) except -1:
+        return 0
+
 
 # The handler of a stream that has none (yet, or any more), so that C calls never meet None.
 cdef StreamHandler _nobody = StreamHandler.__new__(StreamHandler)
@@ -303,6 +306,9 @@ cdef class ByteStream(StreamHandler):
         if self.writing_paused and self.backlog_size() <= self.low_watermark and not self.closed:
             self.writing_paused = False
             self.handler.stream_resume_writing()
+        if self.drain_wanted and self.backlog_size() == 0 and not (self.closed or self.write_failed):
+            self.drain_wanted = False
+            self.handler.stream_drained()
         return 0
 
     cdef int check_high_watermark(self) except -1:
@@ -310,6 +316,13 @@ cdef class ByteStream(StreamHandler):
             self.writing_paused = True
             self.handler.stream_pause_writing()
         return 0
+
+    cdef int want_drain(self) except -1:
+        self.drain_wanted = True
+        return 0
+
+    cdef bint take_back(self, Py_ssize_t size) noexcept:
+        return False
 
     cdef int cork(self) except -1:
         """Hold back what is written until the matching uncork(), so that it leaves together."""

@@ -198,6 +198,7 @@ cdef class TcpStream(ByteStream):
     cdef int _read_failed(self, int error) except -1:
         self._stop_reading()
         self.send_error = error
+        self.write_failed = True
         end, exception = system_end(error)
         self.report_end(end, exception)
         return 0
@@ -296,6 +297,12 @@ cdef class TcpStream(ByteStream):
         self._start_writing()
         return 0
 
+    cdef bint take_back(self, Py_ssize_t size) noexcept:
+        if self.backlog_end - self.backlog_start <= size:
+            return False
+        self.backlog_end -= size
+        return True
+
     cdef int flush(self) except -1:
         cdef Py_ssize_t size = self.backlog_end - self.backlog_start
         cdef Py_ssize_t sent
@@ -325,6 +332,7 @@ cdef class TcpStream(ByteStream):
         # What the peer sent before it went away (a CLOSE, say) may still be waiting to be read: reading
         # finds the end of the stream behind it and reports that.
         self.send_error = error
+        self.write_failed = True
         self._stop_writing()
         self.backlog_sent(self.backlog_end - self.backlog_start)
         if not self.closed:
@@ -336,6 +344,8 @@ cdef class TcpStream(ByteStream):
             self.loop.call_soon(self._after_send_failed)
         elif not self.end_seen and not self.closed:
             self._read_failed(self.send_error)
+        elif self.closing and not self.closed:
+            self.finish()       # the end was seen before
 
     cdef int _start_writing(self) except -1:
         if not self.writing:

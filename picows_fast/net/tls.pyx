@@ -112,6 +112,9 @@ cdef class TlsStream(ByteStream):
     cdef int stream_resume_writing(self) except -1:
         return self.backlog_sent(0)
 
+    cdef int stream_drained(self) except -1:
+        return self.backlog_sent(0)
+
     cdef int _advance(self) except -1:
         """Bytes came from below, or something waits to be written: do whatever TLS allows now."""
         cdef bint waiting
@@ -327,7 +330,13 @@ cdef class TlsStream(ByteStream):
     cdef int backlog_sent(self, Py_ssize_t size) except -1:
         ByteStream.backlog_sent(self, size)
         self.lower.writing_paused = self.writing_paused
+        if self.drain_wanted:
+            self.lower.want_drain()
         return 0
+
+    cdef int want_drain(self) except -1:
+        self.drain_wanted = True
+        return self.lower.want_drain()
 
     cdef Py_ssize_t backlog_size(self) noexcept:
         return self.backlog_end - self.backlog_start + self.lower.backlog_size()

@@ -1,0 +1,866 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""Broadcasting: channels that transports subscribe to, and what happens to clients that are too slow for them.
+
+A message is encoded once. What one turn of the event loop publishes leaves as one system call for each client, in
+the order of publishing, whatever channels it came by. Owns the messages that wait for a client; what the stream has
+taken is the stream's. See broadcast.pxd for how it works.
+"""
+
+import asyncio
+import weakref
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+from ..codec cimport MAX_HEADER_SIZE, build_close_payload
+from ..net.stream cimport ByteStream
+from ..wire cimport pf_write_frame_header
+
+from ..codec import WSCloseCode as CloseCode
+
+cimport cython
+
+
+cdef extern from "net/clock.h" nogil:
+    double pf_monotonic()
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef enum:
+    OPEN = 1                # WSState's values
+    CLOSING = 2
+
+cdef enum:
+    # Bytes that one write gives to the stream: as much as the transport's scratch buffer takes, so that a turn makes
+    # one system call; less where what was given cannot be taken back, since a PONG has to wait for it.
+    PLAIN_PIECE = 256 * 1024
+    OTHER_PIECE = 64 * 1024
+    # Entries that a ring starts with, and keeps when it is empty.
+    SMALLEST_RING = 8
+    RING_KEPT = 256
+
+DEFAULT_MAX_MESSAGES = 10_000
+DEFAULT_MAX_BYTES = 4 * 1024 * 1024
+
+cdef object _turns = weakref.WeakKeyDictionary()
+
+
+# --- A message -------------------------------------------------------------------------------------
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc
+@cython.freelist(256)
+cdef class _Message:
+    # Its key is of a type that refers to nothing, so the garbage collector need not know it.
+    pass
+
+
+cdef _Message encode(int msg_type, message, key):
+    """One unmasked frame (RFC 6455 5.2). Holds a copy, so it may be called from any thread."""
+    cdef _Message encoded
+    cdef Py_buffer view
+    cdef const char *text
+    cdef Py_ssize_t size = 0
+    if msg_type != WSMsgType.TEXT and msg_type != WSMsgType.BINARY:
+        raise ValueError(f"msg_type must be TEXT or BINARY, got {msg_type}")
+    if key is not None and type(key) is not str and type(key) is not bytes and type(key) is not int:
+        raise TypeError(f"key must be a str, bytes, int or None, got {type(key).__name__}")
+    encoded = _Message.__new__(_Message)
+    encoded.key = key
+    if isinstance(message, bytes):
+        encoded.frame = frame_of(msg_type, PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message))
+    elif isinstance(message, str):
+        text = PyUnicode_AsUTF8AndSize(message, &size)
+        encoded.frame = frame_of(msg_type, text, size)
+    elif message is None:
+        encoded.frame = frame_of(msg_type, NULL, 0)
+    else:
+        PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+        try:
+            encoded.frame = frame_of(msg_type, <const char*> view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+    return encoded
+
+
+cdef bytes frame_of(int msg_type, const char *payload, Py_ssize_t size):
+    cdef uint8_t[MAX_HEADER_SIZE] header
+    cdef Py_ssize_t header_size = <Py_ssize_t> pf_write_frame_header(
+        header, <unsigned int> msg_type, True, 0, <size_t> size, NULL
+    )
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, header_size + size)
+    memcpy(PyBytes_AS_STRING(frame), header, <size_t> header_size)
+    if size:
+        memcpy(PyBytes_AS_STRING(frame) + header_size, payload, <size_t> size)
+    return frame
+
+
+# --- When the turn is over -------------------------------------------------------------------------
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class _Turn:
+
+    def __cinit__(self):
+        self.outboxes = []
+
+    cdef int add(self, _ClientOutbox outbox) except -1:
+        outbox.in_turn = True
+        self.outboxes.append(outbox)
+        if len(self.outboxes) == 1:
+            outbox.transport.loop.call_soon(self._write)
+        return 0
+
+    def _write(self):
+        cdef list outboxes = self.outboxes
+        cdef _ClientOutbox outbox
+        cdef Py_ssize_t done = 0
+        self.outboxes = []      # what callbacks publish now is the next turn's
+        try:
+            for done in range(len(outboxes)):
+                outbox = <_ClientOutbox> outboxes[done]
+                outbox.in_turn = False
+                if outbox.live and not outbox.behind_since:
+                    outbox.write()
+            done += 1
+        finally:
+            if done < len(outboxes):
+                # A callback raised what only the event loop may handle. The others are not to suffer from it.
+                for outbox in outboxes[done + 1:]:
+                    outbox.in_turn = False
+                    if not outbox.is_ended:
+                        self.add(outbox)
+
+
+# --- Outbox ----------------------------------------------------------------------------------------
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class _ClientOutbox(_Outbox):
+
+    def __cinit__(self):
+        self.subscriptions = {}
+        self.departed = []
+
+    def __dealloc__(self):
+        cdef Py_ssize_t number
+        for number in range(self.first, self.end):
+            if self.entries[number & (self.capacity - 1)].message != NULL:
+                Py_DECREF(<object> self.entries[number & (self.capacity - 1)].message)
+        PyMem_Free(self.entries)
+
+    cdef int put(self, Subscription subscription, _Message message) except -1:
+        """A message was published: keep it until the turn is over, or do what the policy says."""
+        subscription.published += 1
+        subscription.channel.published += 1
+        if (subscription.waiting >= subscription.max_messages
+                or subscription.waiting_bytes + PyBytes_GET_SIZE(message.frame) > subscription.max_bytes):
+            if not self.make_room(subscription, message):
+                return 0
+        self.append(subscription, message)
+        if subscription.policy == SlowConsumer.DROP_OLDEST and self.behind_since:
+            # After the new one has come, which is never dropped itself: make_room() has seen to that.
+            while (subscription.waiting > subscription.max_messages
+                    or subscription.waiting_bytes > subscription.max_bytes):
+                while self.entries[subscription.oldest & (self.capacity - 1)].message == NULL:
+                    subscription.oldest = self.entries[subscription.oldest & (self.capacity - 1)].next
+                self.remove(subscription.oldest)
+                subscription.dropped += 1
+                subscription.channel.dropped += 1
+            self.pop_removed()
+        return 0
+
+    cdef bint make_room(self, Subscription subscription, _Message message) except -1:
+        """The limits would be exceeded. Returns whether the message is to be kept."""
+        cdef Channel channel = subscription.channel
+        cdef WSTransport transport = self.transport
+        cdef Py_ssize_t messages, size
+        cdef _Message older
+        cdef PyObject *waiting
+        if not self.behind_since:
+            # What this turn brought need not wait for its end. A client that takes it is not slow.
+            self.write()
+            if not subscription.is_active:
+                subscription.discarded += 1
+                channel.discarded += 1
+                return False
+            if not self.behind_since:
+                return True
+        messages = subscription.waiting + 1
+        size = subscription.waiting_bytes + PyBytes_GET_SIZE(message.frame)
+        if subscription.by_key is not None and message.key is not None:
+            number = subscription.by_key.get(message.key)
+            if number is not None:
+                waiting = self.entries[(<Py_ssize_t> number) & (self.capacity - 1)].message
+                older = <_Message> waiting
+                messages -= 1
+                size -= PyBytes_GET_SIZE(older.frame)
+        if messages <= subscription.max_messages and size <= subscription.max_bytes:
+            return True
+        if subscription.policy == SlowConsumer.DROP_OLDEST:
+            if PyBytes_GET_SIZE(message.frame) <= subscription.max_bytes:
+                return True
+        elif subscription.policy != SlowConsumer.DROP_NEWEST:
+            subscription.discarded += 1
+            channel.discarded += 1
+            if not transport._can_send():
+                transport._end_outbox()     # it is going to end anyway
+                return False
+            channel.closed_slow += 1
+            transport.send_close(channel.close_code, channel.close_reason)
+            transport.logger.warning(
+                "%r: closed, as %d messages of channel %r waited for it", transport, messages - 1, channel.name
+            )
+            return False
+        subscription.dropped += 1
+        channel.dropped += 1
+        return False
+
+    cdef int append(self, Subscription subscription, _Message message) except -1:
+        cdef Entry *entry
+        cdef Py_ssize_t number
+        if self.end - self.first == self.capacity:
+            self.enlarge()
+        number = self.end
+        entry = &self.entries[number & (self.capacity - 1)]
+        Py_INCREF(message)
+        entry.message = <PyObject*> message
+        entry.subscription = <PyObject*> subscription
+        self.end = number + 1
+        self.live += 1
+        if subscription.queued:
+            self.entries[subscription.newest & (self.capacity - 1)].next = number
+        if subscription.waiting == 0:
+            subscription.oldest = number
+        subscription.newest = number
+        subscription.queued += 1
+        subscription.waiting += 1
+        subscription.waiting_bytes += PyBytes_GET_SIZE(message.frame)
+        if self.behind_since:
+            mark_slow(subscription)
+            if subscription.policy == SlowConsumer.CONFLATE and message.key is not None:
+                self.conflate(subscription, message, number)
+                self.pop_removed()
+        elif not self.in_turn:
+            self.turn.add(self)
+        return 0
+
+    # --- Writing
+
+    cdef int may_write(self) except -1:
+        if self.behind_since:
+            self.write()
+        return 0
+
+    cdef int write_before(self) except -1:
+        if self.live and not self.behind_since:
+            self.write()
+        return 0
+
+    cdef int write(self) except -1:
+        """Give the stream what it takes."""
+        if self.writing:
+            return 0
+        self.writing = True
+        try:
+            while self.live and self.write_some():
+                pass
+        finally:
+            self.writing = False
+        if self.live == 0:
+            self.behind_since = 0
+        return 0
+
+    cdef bint write_some(self) except -1:
+        """One write. Returns whether the stream may take more."""
+        cdef WSTransport transport = self.transport
+        cdef ByteStream stream = transport.stream
+        if not transport._can_send() or stream.write_failed:
+            transport._end_outbox()
+            return False
+        if transport.in_message or stream.corks:
+            self.fall_behind()
+            return False
+        if stream.flush_scheduled and stream.backlog_size():
+            stream.flush()      # the application's own, of this turn
+            if self.is_ended:
+                return False
+        if stream.backlog_size():
+            stream.want_drain()
+            self.fall_behind()
+            return False
+        self.in_flight = True
+        try:
+            self.give(transport, stream)
+        finally:
+            self.in_flight = False
+            self.pop_removed()
+        if stream.write_failed:
+            transport._end_outbox()
+        if self.is_ended:
+            return False
+        if stream.backlog_size() == 0:
+            return True
+        if self.live:
+            stream.want_drain()
+            self.fall_behind()
+        transport._check_backlog()      # may call the application
+        return False
+
+    cdef int give(self, WSTransport transport, ByteStream stream) except -1:
+        """Write what fits into one piece, and count what was sent."""
+        cdef Py_ssize_t piece = OTHER_PIECE if transport.is_secure else PLAIN_PIECE
+        cdef Py_ssize_t size = 0
+        cdef Py_ssize_t taken_back = 0
+        cdef Py_ssize_t upto = self.first
+        cdef Py_ssize_t left, number
+        cdef _Message alone = None
+        cdef bytes frame
+        cdef Entry *entry
+        cdef Subscription subscription
+        while upto < self.end:
+            entry = &self.entries[upto & (self.capacity - 1)]
+            if entry.message != NULL:
+                frame = (<_Message> entry.message).frame
+                if size == 0:
+                    alone = <_Message> entry.message
+                elif size + PyBytes_GET_SIZE(frame) > piece:
+                    break
+                else:
+                    if alone is not None:
+                        memcpy(transport.scratch, PyBytes_AS_STRING(alone.frame), <size_t> size)
+                        alone = None
+                    memcpy(transport.scratch + size, PyBytes_AS_STRING(frame), <size_t> PyBytes_GET_SIZE(frame))
+                size += PyBytes_GET_SIZE(frame)
+            upto += 1
+        if alone is not None:
+            stream.write(<const uint8_t*> PyBytes_AS_STRING(alone.frame), size, NULL, 0)
+        else:
+            stream.write(transport.scratch, size, NULL, 0)
+        if stream.coalescing:
+            if not stream.closing:
+                stream.flush()      # may call the application
+        elif stream.backlog_size():
+            # Whole frames of which nothing has left may still be conflated, and must not be in a PONG's way.
+            left = stream.backlog_size()
+            number = upto
+            while number > self.first:
+                entry = &self.entries[(number - 1) & (self.capacity - 1)]
+                if entry.message != NULL:
+                    frame = (<_Message> entry.message).frame
+                    if PyBytes_GET_SIZE(frame) >= left - taken_back:
+                        break
+                    taken_back += PyBytes_GET_SIZE(frame)
+                number -= 1
+            if taken_back and stream.take_back(taken_back):
+                upto = number
+        if self.is_ended or stream.write_failed:
+            return 0
+        for number in range(self.first, upto):
+            entry = &self.entries[number & (self.capacity - 1)]
+            if entry.message != NULL:
+                subscription = <Subscription> entry.subscription
+                subscription.sent += 1
+                subscription.channel.sent += 1
+                self.remove(number)
+        return 0
+
+    cdef int fall_behind(self) except -1:
+        """The client does not take what there is: from now on, policies apply."""
+        cdef Py_ssize_t number
+        cdef Subscription subscription
+        cdef _Message message
+        cdef Entry *entry
+        if self.behind_since:
+            return 0
+        self.behind_since = pf_monotonic()
+        for number in range(self.first, self.end):
+            entry = &self.entries[number & (self.capacity - 1)]
+            if entry.message == NULL:
+                continue
+            subscription = <Subscription> entry.subscription
+            mark_slow(subscription)
+            if subscription.policy == SlowConsumer.CONFLATE:
+                message = <_Message> entry.message
+                if message.key is not None:
+                    self.conflate(subscription, message, number)
+        return self.pop_removed()
+
+    cdef int conflate(self, Subscription subscription, _Message message, Py_ssize_t number) except -1:
+        """This entry is its key's newest: the older one need not be sent."""
+        if subscription.by_key is None:
+            subscription.by_key = {}
+        older = subscription.by_key.get(message.key)
+        subscription.by_key[message.key] = number
+        if older is not None:
+            self.remove(older)
+            subscription.conflated += 1
+            subscription.channel.conflated += 1
+        return 0
+
+    # --- The ring
+
+    cdef int remove(self, Py_ssize_t number) except -1:
+        """Take the message out of an entry. pop_removed() is to follow."""
+        cdef Entry *entry = &self.entries[number & (self.capacity - 1)]
+        cdef Subscription subscription = <Subscription> entry.subscription
+        cdef _Message message = <_Message> entry.message
+        entry.message = NULL
+        Py_DECREF(message)
+        self.live -= 1
+        subscription.waiting -= 1
+        subscription.waiting_bytes -= PyBytes_GET_SIZE(message.frame)
+        if subscription.waiting == 0:
+            subscription.by_key = None
+            if subscription.behind_since:
+                subscription.behind_since = 0
+                subscription.channel.slow -= 1
+        elif subscription.by_key is not None and message.key is not None:
+            if subscription.by_key.get(message.key) == number:
+                del subscription.by_key[message.key]
+        return 0
+
+    cdef int pop_removed(self) except -1:
+        """Free the entries before the oldest message."""
+        cdef Entry *entry
+        cdef Subscription subscription
+        if self.in_flight:
+            return 0
+        while self.first < self.end:
+            entry = &self.entries[self.first & (self.capacity - 1)]
+            if entry.message != NULL:
+                return 0
+            subscription = <Subscription> entry.subscription
+            subscription.queued -= 1
+            if subscription.oldest == self.first:
+                subscription.oldest = entry.next
+            self.first += 1
+        self.first = self.end = 0
+        if self.departed:
+            self.departed.clear()
+        if self.capacity > RING_KEPT:
+            PyMem_Free(self.entries)
+            self.entries = NULL
+            self.capacity = 0
+        return 0
+
+    cdef int enlarge(self) except -1:
+        """Make room for an entry in a ring that is full."""
+        cdef Py_ssize_t capacity = 2 * self.capacity if self.capacity else SMALLEST_RING
+        cdef Py_ssize_t number
+        cdef Entry *entries
+        if self.capacity and 2 * self.live <= self.capacity and not self.in_flight:
+            return self.compact()
+        entries = <Entry*> PyMem_Malloc(<size_t> capacity * sizeof(Entry))
+        if entries == NULL:
+            raise MemoryError()
+        for number in range(self.first, self.end):
+            entries[number & (capacity - 1)] = self.entries[number & (self.capacity - 1)]
+        PyMem_Free(self.entries)
+        self.entries = entries
+        self.capacity = capacity
+        return 0
+
+    cdef int compact(self) except -1:
+        """Close the gaps that conflation and leaving have made."""
+        cdef Py_ssize_t mask = self.capacity - 1
+        cdef Py_ssize_t kept = self.first
+        cdef Py_ssize_t number
+        cdef Subscription subscription
+        cdef _Message message
+        for number in range(self.first, self.end):
+            (<Subscription> self.entries[number & mask].subscription).queued = 0
+        for number in range(self.first, self.end):
+            if self.entries[number & mask].message == NULL:
+                continue
+            self.entries[kept & mask] = self.entries[number & mask]
+            subscription = <Subscription> self.entries[kept & mask].subscription
+            if subscription.queued:
+                self.entries[subscription.newest & mask].next = kept
+            else:
+                subscription.oldest = kept
+            subscription.newest = kept
+            subscription.queued += 1
+            if subscription.by_key is not None:
+                message = <_Message> self.entries[kept & mask].message
+                if message.key is not None:
+                    subscription.by_key[message.key] = kept
+            kept += 1
+        self.end = kept
+        self.departed = [gone for gone in self.departed if (<Subscription> gone).queued]
+        return 0
+
+    # --- The end
+
+    cdef int discard(self, Subscription subscription) except -1:
+        """What waits for this subscription is not sent."""
+        cdef Py_ssize_t number = subscription.oldest
+        cdef Py_ssize_t next_number
+        subscription.discarded += subscription.waiting
+        subscription.channel.discarded += subscription.waiting
+        while subscription.waiting:
+            next_number = self.entries[number & (self.capacity - 1)].next
+            if self.entries[number & (self.capacity - 1)].message != NULL:
+                self.remove(number)
+            number = next_number
+        subscription.oldest = number
+        return 0
+
+    cdef int leave(self, Subscription subscription) except -1:
+        """The subscription ends, the connection does not."""
+        subscription.is_active = False
+        subscription.channel._remove(subscription)
+        del self.subscriptions[subscription.channel]
+        if subscription.queued:
+            self.departed.append(subscription)
+            self.discard(subscription)
+            self.pop_removed()
+        if self.live == 0:
+            self.behind_since = 0
+        return 0
+
+    cdef int ended(self) except -1:
+        cdef Subscription subscription
+        self.is_ended = True
+        for subscription in self.subscriptions.values():
+            subscription.is_active = False
+            subscription.channel._remove(subscription)
+            self.discard(subscription)
+        self.pop_removed()
+        self.subscriptions = {}
+        self.behind_since = 0
+        return 0
+
+
+cdef int mark_slow(Subscription subscription) except -1:
+    cdef Channel channel = subscription.channel
+    if not subscription.behind_since:
+        subscription.behind_since = pf_monotonic()
+        subscription.times_slow += 1
+        channel.slow += 1
+        if channel.on_slow is not None:
+            channel.loop.call_soon(channel.on_slow, subscription)
+    return 0
+
+
+# --- Subscription ----------------------------------------------------------------------------------
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Subscription:
+    """One transport on one channel. Made by :meth:`Channel.subscribe`.
+
+    Read-only attributes, besides the properties:
+
+    - ``channel``; ``policy``, ``max_messages`` and ``max_bytes``: what it was made with
+    - ``is_active``: False once it has left the channel or the connection ended
+    - ``published``, ``sent``, ``conflated``, ``dropped``, ``discarded``, ``waiting``: messages, a snapshot's included;
+      published is the sum of the others, always. Sent means given to the connection
+    - ``waiting_bytes``: bytes of frames that wait
+    - ``times_slow``: how often messages had to wait for a client that was behind
+    """
+
+    def __cinit__(self, *arguments):
+        if len(arguments) != 1 or arguments[0] is not _maker:
+            raise TypeError("Subscription objects are made by Channel.subscribe()")
+
+    @property
+    def transport(self):
+        """WSTransport: the subscriber's."""
+        return self.outbox.transport
+
+    @property
+    def slow_since(self):
+        """float: since when messages wait for a client that is behind, in seconds of ``time.monotonic()``; or None."""
+        return self.behind_since or None
+
+    def unsubscribe(self):
+        """Leave the channel; what waits is discarded. Does nothing if the subscription has ended.
+
+        :raises RuntimeError: called from another thread
+        """
+        self.channel._check_thread("unsubscribe")
+        if self.is_active:
+            self.outbox.leave(self)
+
+    def __repr__(self):
+        state = "" if self.is_active else " ended"
+        return f"<Subscription to {self.channel.name!r}{state}, {self.waiting} waiting>"
+
+
+cdef object _maker = object()
+
+
+# --- Channel ---------------------------------------------------------------------------------------
+
+cdef Py_ssize_t checked_limit(str name, value) except -1:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
+cdef checked_callable(str name, value):
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, got {type(value).__name__}")
+    return value
+
+
+cdef SlowConsumer checked_policy(value) except *:
+    if not isinstance(value, int) or not SlowConsumer.CLOSE <= value <= SlowConsumer.CONFLATE:
+        raise ValueError(f"policy must be a SlowConsumer, got {value!r}")
+    return value
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Channel:
+    """What is published here goes to every transport that has subscribed.
+
+    ::
+
+        prices = Channel("prices", policy=SlowConsumer.CONFLATE)
+        prices.subscribe(transport)
+        prices.publish(WSMsgType.TEXT, '{"BTC": 97000}', key="BTC")
+
+    Belongs to the event loop of its subscribers; a transport may be on any number of channels. Each client gets
+    messages in the order of publishing, across channels too. A client is behind while its connection does not take
+    what there is; only then the policy applies.
+
+    :param name: str, for logs
+    :param policy: a :class:`SlowConsumer`: what to do when more waits for a client than the limits allow. CONFLATE
+        applies to messages with a key from the moment the client is behind; beyond the limits it closes
+    :param max_messages: messages that may wait for one subscription
+    :param max_bytes: bytes of frames that may wait for one subscription
+    :param close_code: int, what a slow client is closed with: TRY_AGAIN_LATER (1013), POLICY_VIOLATION, ...
+    :param close_reason: str, at most 123 bytes
+    :param join_turn: what one turn of the loop publishes leaves together when it is over; else each message at once
+    :param snapshot: called with the transport of a new subscriber; returns an iterable of (msg_type, message) or
+        (msg_type, message, key), which are sent before every later message. The limits are not applied to them
+    :param on_slow: called with the Subscription, in a later turn, when messages begin to wait for a client
+    :param loop: for ``publish_threadsafe`` before the first subscription; else found out
+    :raises ValueError: a policy, limit or close code that there is not
+    :raises TypeError: an argument of a wrong type
+    """
+
+    def __init__(self, str name="", *, policy=SlowConsumer.CLOSE, max_messages=DEFAULT_MAX_MESSAGES,
+                 max_bytes=DEFAULT_MAX_BYTES, close_code=CloseCode.TRY_AGAIN_LATER,
+                 str close_reason="too slow: messages wait for this client", bint join_turn=True, snapshot=None,
+                 on_slow=None, loop=None):
+        if name is None or close_reason is None:
+            raise TypeError("name and close_reason must be a str, got None")
+        if self.subscribers:
+            raise RuntimeError("the channel has subscribers")
+        self.policy = checked_policy(policy)
+        self.max_messages = checked_limit("max_messages", max_messages)
+        self.max_bytes = checked_limit("max_bytes", max_bytes)
+        build_close_payload(close_code, close_reason)
+        self.name = name
+        self.close_code = close_code
+        self.close_reason = close_reason
+        self.joins_turn = join_turn
+        self.snapshot = checked_callable("snapshot", snapshot)
+        self.on_slow = checked_callable("on_slow", on_slow)
+        if loop is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                pass    # the first subscriber tells
+        self.loop = loop
+        self.subscribers = []
+
+    cdef int _check_thread(self, str method) except -1:
+        if self.thread_id and PyThread_get_thread_ident() != self.thread_id:
+            raise RuntimeError(
+                f"{method}() must be called from the event loop's thread; publish_threadsafe() may be called elsewhere"
+            )
+        return 0
+
+    # --- Subscribers
+
+    def subscribe(self, WSTransport transport not None, *, policy=None, max_messages=None, max_bytes=None):
+        """Add a subscriber, which gets the snapshot, if there is one, and every later message.
+
+        On a connection that is closing or gone the returned subscription has ended.
+
+        :param transport: server side
+        :param policy: for this subscription; None: the channel's; likewise max_messages and max_bytes
+        :returns: :class:`Subscription`
+        :raises ValueError: the transport has subscribed already, belongs to another event loop than the channel's
+            subscribers, or is a client's: its frames are masked one by one (RFC 6455 5.3)
+        :raises RuntimeError: called from another thread, or before the opening handshake is done
+        :raises BaseException: what ``snapshot`` raised
+        """
+        cdef Subscription subscription = Subscription.__new__(Subscription, _maker)
+        cdef _ClientOutbox outbox
+        cdef list messages = []
+        transport._check_thread("subscribe")
+        if transport.is_client_side:
+            raise ValueError("a client's transport cannot subscribe: its frames are masked one by one; use send()")
+        if self.thread_id and transport.loop is not self.loop:
+            raise ValueError("the transport belongs to another event loop than the channel")
+        if self.loop is not None and transport.loop is not self.loop:
+            raise ValueError("the transport belongs to another event loop than the channel")
+        subscription.channel = self
+        subscription.policy = self.policy if policy is None else checked_policy(policy)
+        subscription.max_messages = (
+            self.max_messages if max_messages is None else checked_limit("max_messages", max_messages)
+        )
+        subscription.max_bytes = self.max_bytes if max_bytes is None else checked_limit("max_bytes", max_bytes)
+        if transport.state_code < OPEN:
+            raise RuntimeError("the opening handshake is not done")
+        if self.subscription(transport) is not None:
+            raise ValueError("the transport has subscribed to this channel already")
+        if self.snapshot is not None and transport._can_send() and transport.state_code <= CLOSING:
+            for item in self.snapshot(transport):
+                messages.append(encode(item[0], item[1], item[2] if len(item) > 2 else None))
+        # The snapshot is the application's code, and may have done anything.
+        if self.subscription(transport) is not None:
+            raise ValueError("the transport has subscribed to this channel already")
+        self.loop = transport.loop
+        self.thread_id = transport.thread_id
+        if transport.outbox is None:
+            outbox = _ClientOutbox.__new__(_ClientOutbox)
+            outbox.transport = transport
+            outbox.turn = _turns.get(self.loop)
+            if outbox.turn is None:
+                outbox.turn = _turns[self.loop] = _Turn()
+            if transport._can_send() and transport.state_code <= CLOSING:
+                transport.outbox = outbox
+        else:
+            outbox = <_ClientOutbox?> transport.outbox
+        subscription.outbox = outbox
+        if transport.outbox is None:
+            return subscription
+        subscription.is_active = True
+        subscription.index = len(self.subscribers)
+        self.subscribers.append(subscription)
+        outbox.subscriptions[self] = subscription
+        for message in messages:
+            subscription.published += 1
+            self.published += 1
+            outbox.append(subscription, <_Message> message)
+        if not self.joins_turn and messages:
+            outbox.write()
+        return subscription
+
+    cpdef Subscription subscription(self, WSTransport transport):
+        """Return this transport's :class:`Subscription`, None if it is not on the channel."""
+        if transport is None:
+            raise TypeError("transport must be a WSTransport, got None")
+        if transport.outbox is None:
+            return None
+        return (<_ClientOutbox?> transport.outbox).subscriptions.get(self)
+
+    cpdef bint unsubscribe(self, WSTransport transport) except -1:
+        """Remove a subscriber; what waits for it is discarded. Returns whether it was one.
+
+        :raises RuntimeError: called from another thread
+        """
+        cdef Subscription subscription
+        self._check_thread("unsubscribe")
+        subscription = self.subscription(transport)
+        if subscription is None:
+            return False
+        subscription.outbox.leave(subscription)
+        return True
+
+    def __len__(self):
+        return len(self.subscribers) - self.holes
+
+    def __contains__(self, transport):
+        return isinstance(transport, WSTransport) and self.subscription(transport) is not None
+
+    def __iter__(self):
+        """The subscriptions, in no order that could be relied on."""
+        return iter([one for one in self.subscribers if one is not None])
+
+    def __bool__(self):
+        return True
+
+    def __repr__(self):
+        return f"<Channel {self.name!r}, {len(self)} subscribers>"
+
+    cdef int _remove(self, Subscription subscription) except -1:
+        cdef Subscription last
+        if self.publishing:
+            # publish() is on its way through the list.
+            self.subscribers[subscription.index] = None
+            self.holes += 1
+            return 0
+        last = <Subscription> self.subscribers.pop()
+        if last is not subscription:
+            last.index = subscription.index
+            self.subscribers[last.index] = last
+        return 0
+
+    cdef int _close_holes(self) except -1:
+        cdef Py_ssize_t index
+        self.subscribers = [one for one in self.subscribers if one is not None]
+        self.holes = 0
+        for index in range(len(self.subscribers)):
+            (<Subscription> self.subscribers[index]).index = index
+        return 0
+
+    # --- Publishing
+
+    cpdef Py_ssize_t publish(self, WSMsgType msg_type, message, key=None) except -1:
+        """Send one message, in one frame, to all subscribers. Returns how many there are.
+
+        :param msg_type: TEXT or BINARY
+        :param message: payload: str (sent as UTF-8), bytes-like or None; it may be reused at once
+        :param key: str, bytes or int: for CONFLATE, the newest message of each is kept; None: it is never conflated
+        :raises ValueError: another msg_type
+        :raises TypeError: message is neither str, bytes-like nor None; a key of another type
+        :raises RuntimeError: called from another thread
+        """
+        self._check_thread("publish")
+        return self._publish(encode(msg_type, message, key))
+
+    def publish_threadsafe(self, WSMsgType msg_type, message, key=None):
+        """As :meth:`publish`, from any thread: the message is encoded at once and published by the event loop.
+
+        The messages of one thread are published in order.
+
+        :raises RuntimeError: the loop is closed, or not known: without ``loop``, it is from the first subscription on
+        """
+        cdef _Message encoded = encode(msg_type, message, key)
+        if self.loop is None:
+            raise RuntimeError("the channel does not know its event loop yet: give it to Channel(loop=...)")
+        self.loop.call_soon_threadsafe(self._publish_turn, encoded)
+
+    def _publish_turn(self, _Message message):
+        self._publish(message)
+
+    cdef Py_ssize_t _publish(self, _Message message) except -1:
+        cdef list subscribers = self.subscribers
+        cdef Py_ssize_t count = len(subscribers)
+        cdef Py_ssize_t index
+        cdef Py_ssize_t given = 0
+        cdef Subscription subscription
+        self.messages += 1
+        self.publishing += 1
+        try:
+            for index in range(count):
+                subscription = <Subscription> subscribers[index]
+                if subscription is None:
+                    continue
+                given += 1
+                subscription.outbox.put(subscription, message)
+                if not self.joins_turn and not subscription.outbox.behind_since:
+                    subscription.outbox.write()
+        finally:
+            self.publishing -= 1
+            if self.publishing == 0 and self.holes:
+                self._close_holes()
+        return given

@@ -385,6 +385,7 @@ def test_loop_closed_with_connections_open(
     is what asyncio gives, too.
     """
     contexts = Contexts(server_tls, client_tls) if is_tls else None
+    new_loop().close()  # uvloop's first one opens descriptors that stay
     gc.collect()
     before = Leftovers._open_descriptors()
     with warnings.catch_warnings(record=True) as seen:

@@ -18,7 +18,15 @@ FUZZ = os.environ.get("PICOWS_FAST_FUZZ") == "1"
 COVERAGE = os.environ.get("PICOWS_FAST_COVERAGE") == "1"
 TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
 
-modules = ["codec", "core", "net.stream", "net.tls", "net.foreign", "layers.messages", "layers.broadcast"]
+modules = [
+    "codec",
+    "core",
+    "net.stream",
+    "net.tls",
+    "net.foreign",
+    "layers.messages",
+    "layers.broadcast",
+]
 if sys.platform != "win32":
     modules += [
         "net.poller",

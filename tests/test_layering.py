@@ -245,7 +245,13 @@ def test_no_include_of_cython_files():
 
 def test_declarations_need_no_header():
     """What users cimport must not make them need an include path."""
-    for name in ("core.pxd", "codec.pxd", "net/stream.pxd", "layers/messages.pxd", "layers/broadcast.pxd"):
+    for name in (
+        "core.pxd",
+        "codec.pxd",
+        "net/stream.pxd",
+        "layers/messages.pxd",
+        "layers/broadcast.pxd",
+    ):
         assert "cdef extern" not in (PACKAGE / name).read_text()
         assert "wire" not in imports(PACKAGE / name)[0]
 

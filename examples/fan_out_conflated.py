@@ -1,4 +1,4 @@
-"""A client that stops reading comes back to the newest price of each symbol; another is not held up.
+"""A client that stops reading comes back to the newest prices; another one is not held up.
 
 python examples/fan_out_conflated.py
 """

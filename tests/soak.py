@@ -562,8 +562,9 @@ class Soak:
         choices = self.choices
         server = choices.choice(self.servers)
         tls = self.client_tls if server.tls else None
-        # uvloop's transports raise RuntimeError when they have been closed from the other side.
-        with contextlib.suppress(*EXPECTED, RuntimeError):
+        # uvloop's transports raise RuntimeError when they have been closed from the other side, and
+        # raw_client AssertionError when a server that is being stopped answers 503.
+        with contextlib.suppress(*EXPECTED, RuntimeError, AssertionError):
             if choices.random() < 0.3:
                 parsed = picows_fast.parse_url(server.url)
                 reader, writer = await asyncio.open_connection(parsed.host, parsed.port)

@@ -46,7 +46,7 @@ CLIENTS = 24  # at a time
 WARM_UP = 30.0  # seconds
 ROUND = 60.0  # seconds between two checks
 PATIENCE = 30.0  # seconds for anything that must happen
-GROWTH = 16 * MIB  # bytes that the process may occupy more than after the warm-up
+GROWTH = 32 * MIB  # bytes that the process may occupy more than after the warm-up
 BACKLOG = 16 * MIB
 
 #: What may end a client's connection while its server is restarted, or when it misbehaves.

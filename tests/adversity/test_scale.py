@@ -35,7 +35,7 @@ TLS_PAIR = 72 * KIB
 
 #: What the process may have more after thousands of connections than after the first hundreds;
 #: allocators do not give back every page that is empty but for a few bytes.
-GROWTH = 8 * MIB
+GROWTH = 16 * MIB
 
 
 @contextlib.contextmanager
@@ -107,8 +107,12 @@ async def one_after_another(number, url, **options):
 @pytest.mark.parametrize(
     ("number", "is_tls"), [(10_000, False), (1_000, True)], ids=["10000 plain", "1000 tls"]
 )
-async def test_connections_one_after_another(number, is_tls, server_tls, client_tls):
-    """At most 8 MiB more than after the first 5 %, and no task, timer or descriptor."""
+async def test_connections_one_after_another(request, number, is_tls, server_tls, client_tls):
+    """At most 16 MiB more than after the first 5 %, and no task, timer or descriptor. A fifth of
+    them on other loops than asyncio's own, which would take as long again.
+    """
+    if "[asyncio" not in request.node.name:
+        number //= 5
     leftovers = Leftovers()
     async with serving(lambda request: Answering(), tls=server_tls if is_tls else None) as url:
         await one_after_another(number // 20, url, ssl_context=client_tls)

@@ -5,14 +5,7 @@ python examples/fan_out_conflated.py
 
 import asyncio
 
-from picows_fast import (
-    WSFrame,
-    WSListener,
-    WSMsgType,
-    WSTransport,
-    ws_connect,
-    ws_create_server,
-)
+from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect, ws_create_server
 from picows_fast.layers.broadcast import Channel, SlowConsumer
 
 SYMBOLS = [f"S{number}" for number in range(20)]
@@ -28,13 +21,11 @@ class Client(WSListener):
         self.up_to_date = asyncio.Event()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type != WSMsgType.TEXT:
-            return
-        symbol, price = frame.get_payload_as_utf8_text().split()[:2]
-        self.prices[symbol] = price
-        self.received += 1
-        if price == str(UPDATES):
-            self.up_to_date.set()
+        if frame.msg_type == WSMsgType.TEXT:
+            symbol, self.prices[symbol] = frame.get_payload_as_utf8_text().split()[:2]
+            self.received += 1
+            if self.prices[symbol] == str(UPDATES):
+                self.up_to_date.set()
 
 
 async def main() -> None:
@@ -48,9 +39,7 @@ async def main() -> None:
         def on_ws_connected(self, transport: WSTransport) -> None:
             prices.subscribe(transport)
 
-    server = await ws_create_server(
-        lambda request: Subscriber(), "127.0.0.1", 0, enable_auto_close=True
-    )
+    server = await ws_create_server(lambda r: Subscriber(), "127.0.0.1", 0, enable_auto_close=True)
     url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     fast, slow = Client("fast"), Client("slow")
     connections = [(await ws_connect(lambda c=client: c, url))[0] for client in (fast, slow)]

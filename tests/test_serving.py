@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -478,6 +479,9 @@ def descriptors() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.skipif(
+    os.environ.get("PICOWS_FAST_SANITIZE") == "1", reason="two thousand take too long to open"
+)
 @on_real_connections
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 async def test_shutdown_of_two_thousand(

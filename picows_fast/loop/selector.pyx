@@ -414,6 +414,7 @@ cdef class LoopSelector(Poller):
             return False        # by a loop that was run inside its callback
         stream = <ByteStream> self.watched[fd].stream
         context = <object> self.watched[fd].context
+        failure = None
         PyContext_Enter(context)
         self.watched[fd].entered = True
         try:
@@ -421,10 +422,12 @@ cdef class LoopSelector(Poller):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._call_failed(stream, context, error)
+            failure = error
         finally:
             self.watched[fd].entered = False
             PyContext_Exit(context)
+        if failure is not None:
+            self._call_failed(stream, context, failure)     # which runs the loop's handler in that context
         return came
 
     cdef int _call_failed(self, ByteStream stream, context, error) except -1:

@@ -184,7 +184,10 @@ cdef class ForeignStream(ByteStream):
     def _connection_lost(self, error):
         self.lost = True
         self.protocol = None    # it refers to this object
-        self.space = None       # nothing comes any more, and the application may keep its transport for long
+        # Nothing comes any more, and the application may keep its transport for long.
+        self.space = self.window = None
+        if error is not None:
+            error.__traceback__ = None      # its frames, the transport's, hold what get_buffer() gave
         if self.closing:
             self.finish()
         elif error is None:

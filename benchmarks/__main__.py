@@ -27,6 +27,7 @@ WORKLOADS = (
     "roundtrip",
     "flood",
     "fanout",
+    "broadcast",
     "accept",
     "memory",
     "mask",

@@ -3,7 +3,8 @@
 The clients are the C reference, on another core, and drop what they get. `code` says how the server
 sends: "same" is send() for each client and message; "best" puts what one turn sends to a client
 between cork() and uncork(); "coalesce" is send() with the setting that joins a turn's frames by
-itself. A peer that has none of them always sends the plain way; the streams use their broadcast().
+itself; "channel" publishes by picows_fast.layers.broadcast. A peer that has none of them always
+sends the plain way; the streams use their broadcast().
 """
 
 from __future__ import annotations

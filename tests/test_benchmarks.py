@@ -183,6 +183,13 @@ def test_fanout_of_joined_frames(code: str, listener: str, tls: bool) -> None:
     assert 0 < value < math.inf
 
 
+@pytest.mark.parametrize("library", CALLBACKS)
+@pytest.mark.parametrize("listener", ["python", "cython"])
+def test_fanout_by_a_channel(library: str, listener: str, tls: bool) -> None:
+    value = fanout.measure(library, 3, 16, tls, "uvloop", listener, "channel", SECONDS)
+    assert 0 < value < math.inf
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_accept(library: str, tls: bool) -> None:
     assert accept.measure(library, tls, "asyncio", SECONDS) > 0

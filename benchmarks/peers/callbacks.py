@@ -1,7 +1,8 @@
 """picows_fast and picows: listeners whose methods are called, in Python and in Cython.
 
 `code` says what the listeners do. "same": both libraries run the same lines. "best": each does what
-is fastest with it. The Cython listeners are in listeners.pyx.in, for both.
+is fastest with it. "channel": picows_fast publishes by `layers.broadcast`, picows sends in a loop.
+The Cython listeners are in listeners.pyx.in, for both.
 """
 
 from __future__ import annotations
@@ -170,6 +171,19 @@ class CallbackServer:
         send(self._connected, message, count)
 
 
+class ChannelServer(CallbackServer):
+    """Publishes to a channel that every connection has subscribed to."""
+
+    def clogged(self) -> bool:
+        return bool(self._state["channel"].slow)
+
+    async def send_to_all(self, message: bytes, count: int) -> None:
+        publish = self._state["channel"].publish
+        binary = self._state["binary"]
+        for _ in range(count):
+            publish(binary, message)
+
+
 class CallbackPeer:
     def __init__(self, library: str, listener: str, code: str) -> None:
         self._library = library
@@ -188,11 +202,19 @@ class CallbackPeer:
             "corked": self._listeners.send_to_all_corked if can_cork else None,
         }
 
+        if self._code == "channel" and self._library == OURS:
+            from picows_fast.layers.broadcast import Channel
+
+            state["channel"] = Channel()
+            state["binary"] = self._module.WSMsgType.BINARY
+
         class Idle(self._module.WSListener):  # type: ignore[misc, name-defined]
             """Knows its connections, and answers nothing but CLOSE."""
 
             def on_ws_connected(self, transport: Any) -> None:
                 connected.append(transport)
+                if "channel" in state:
+                    state["channel"].subscribe(transport)
 
             def on_ws_disconnected(self, transport: Any) -> None:
                 connected.remove(transport)
@@ -216,7 +238,8 @@ class CallbackPeer:
             max_frame_size=MAX_FRAME_SIZE,
             **options,
         )
-        return CallbackServer(server, connected, state)
+        kind = ChannelServer if "channel" in state else CallbackServer
+        return kind(server, connected, state)
 
     async def _connect(self, factory: Any, tls: ssl.SSLContext | None, port: int) -> Any:
         url = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"

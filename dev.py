@@ -40,6 +40,7 @@ EXTENSIONS = (
     "net.foreign",
     "layers.messages",
     "layers.broadcast",
+    "layers.histogram",
     "loop.selector",
 )
 

@@ -26,6 +26,7 @@ modules = [
     "net.foreign",
     "layers.messages",
     "layers.broadcast",
+    "layers.histogram",
 ]
 if sys.platform != "win32":
     modules += [

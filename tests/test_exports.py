@@ -22,6 +22,7 @@ EXTENSIONS = (
     "net.tls",
     "net.foreign",
     "layers.messages",
+    "layers.histogram",
 )
 # Described in the stubs and the documentation: a value has no docstring.
 VALUES = {"PICOWS_DEBUG_LL", "__version__"}

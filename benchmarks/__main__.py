@@ -28,6 +28,7 @@ WORKLOADS = (
     "flood",
     "fanout",
     "broadcast",
+    "stalled",
     "accept",
     "memory",
     "mask",

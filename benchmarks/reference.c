@@ -10,8 +10,12 @@
  *                                                  serves one client: frames of `size` bytes, or a file of
  *                                                  ready frames again and again, then CLOSE; `answered`:
  *                                                  waits for the client's -> frames, bytes
- *   drain  port= clients= [tls=1]                  clients that read and drop everything; until stdin
- *                                                  ends -> bytes
+ *   drain  port= clients= [tls=1] [digests=1] [stamped=1] [stalled=N]
+ *                                                  clients that read and drop everything, the last N of
+ *                                                  them nothing; until stdin ends -> bytes; `digests`: also
+ *                                                  FNV-1a of each client's bytes; `stamped`: payloads begin
+ *                                                  with 8 bytes, CLOCK_MONOTONIC in ns of this machine's byte
+ *                                                  order -> also how old they were: count, p50, p99, max in ns
  *   handshakes  port= seconds= [tls=1]             connects, upgrades, closes, again and again -> count
  *
  * Every command prints JSON objects, a line each: servers {"port": ...}, `drain` {"ready": ...} when
@@ -57,6 +61,7 @@ typedef struct {
     int upgraded;
     uint8_t *data; /* received, not used up: data[start..end) */
     size_t start, end, capacity;
+    uint64_t digest;
 } connection;
 
 #ifdef WITH_TLS
@@ -686,19 +691,110 @@ static void flood(const char *file, size_t size, long frames, double seconds, in
     close_connection(peer);
 }
 
-static void drain(int port, int clients)
+/* ---- clients that take everything ---- */
+
+typedef struct {
+    int digests, stamped;
+    unsigned long long bytes;
+    uint32_t *ages; /* ns, at most 4 s; the oldest are written over */
+    size_t count;
+} taking;
+
+enum { AGES = 1 << 22 };
+
+static const uint64_t FNV_BASIS = 0xCBF29CE484222325, FNV_PRIME = 0x100000001B3;
+
+static uint64_t fnv_1a(uint64_t digest, const uint8_t *data, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        digest = (digest ^ data[i]) * FNV_PRIME;
+    return digest;
+}
+
+static int compare_ages(const void *one, const void *other)
+{
+    const uint32_t a = *(const uint32_t *)one, b = *(const uint32_t *)other;
+    return a < b ? -1 : a > b;
+}
+
+/* Counts how old the stamps of all complete frames are. */
+static void read_stamps(connection *peer, taking *all)
+{
+    const uint64_t read_at = (uint64_t)(now() * 1e9);
+    frame next;
+    while (read_frame(peer->data + peer->start, peer->end - peer->start, &next)) {
+        uint64_t stamp, age;
+        if (next.opcode < 8 && next.payload_size >= sizeof stamp) {
+            memcpy(&stamp, peer->data + peer->start + next.header_size, sizeof stamp);
+            age = read_at > stamp ? read_at - stamp : 0;
+            all->ages[all->count++ % AGES] = age < UINT32_MAX ? (uint32_t)age : UINT32_MAX;
+        }
+        peer->start += next.header_size + next.payload_size;
+    }
+}
+
+/* One read. As read_some, but -1 also at the end of the stream. */
+static ssize_t take(connection *peer, taking *all, uint8_t *waste)
+{
+    ssize_t result;
+    if (all->stamped) {
+        result = fill(peer, 0);
+        if (result > 0)
+            read_stamps(peer, all);
+    } else if (all->digests || peer->ssl) {
+        result = read_some(peer, waste, READ_SIZE);
+        if (result > 0 && all->digests)
+            peer->digest = fnv_1a(peer->digest, waste, (size_t)result);
+    } else {
+        /* The kernel does not even copy what MSG_TRUNC reads from a TCP socket. */
+        result = recv(peer->fd, NULL, READ_SIZE, MSG_TRUNC);
+        if (result <= 0)
+            result = result < 0 && errno == EAGAIN ? 0 : -1;
+    }
+    if (result > 0)
+        all->bytes += (unsigned long long)result;
+    return result;
+}
+
+static void print_taken(taking *all, connection **peers, int clients)
+{
+    printf("{\"bytes\": %llu", all->bytes);
+    if (all->stamped) {
+        const size_t kept = all->count < AGES ? all->count : AGES;
+        qsort(all->ages, kept, sizeof *all->ages, compare_ages);
+        printf(", \"count\": %zu", all->count);
+        if (kept)
+            printf(", \"p50\": %u, \"p99\": %u, \"max\": %u", all->ages[kept / 2],
+                   all->ages[kept - 1 - kept / 100], all->ages[kept - 1]);
+    }
+    if (all->digests) {
+        printf(", \"digests\": [");
+        for (int i = 0; i < clients; i++)
+            printf("%s\"%016llx\"", i ? ", " : "", (unsigned long long)peers[i]->digest);
+        printf("]");
+    }
+    printf("}\n");
+}
+
+static void drain(int port, int clients, int stalled, int digests, int stamped)
 {
     int poller = epoll_create1(EPOLL_CLOEXEC);
     uint8_t *waste = allocate(READ_SIZE);
-    unsigned long long bytes = 0;
+    connection **peers = allocate((size_t)clients * sizeof *peers);
+    taking all = {.digests = digests, .stamped = stamped};
+    if (stamped)
+        all.ages = allocate(AGES * sizeof *all.ages);
     for (int i = 0; i < clients; i++) {
-        connection *peer = connect_to(port);
+        connection *peer = peers[i] = connect_to(port);
         send_request(peer);
         read_response(peer);
+        peer->digest = fnv_1a(FNV_BASIS, peer->data + peer->start, peer->end - peer->start);
         free(peer->data);
         peer->data = NULL;
+        peer->start = peer->end = peer->capacity = 0;
         set_nonblocking(peer->fd);
-        watch(poller, peer->fd, peer);
+        if (i < clients - stalled)
+            watch(poller, peer->fd, peer);
     }
     watch(poller, STDIN_FILENO, NULL);
     printf("{\"ready\": %d}\n", clients);
@@ -709,20 +805,19 @@ static void drain(int port, int clients)
             connection *peer = events[i].data.ptr;
             ssize_t result;
             if (!peer) {
-                printf("{\"bytes\": %llu}\n", bytes);
+                for (int j = 0; j < clients - stalled; j++)
+                    while (peers[j]->fd >= 0 && take(peers[j], &all, waste) > 0)
+                        ;
+                print_taken(&all, peers, clients - stalled);
                 return;
             }
-            /* The kernel does not even copy what MSG_TRUNC reads from a TCP socket. */
-            do {
-                result = peer->ssl ? read_some(peer, waste, READ_SIZE)
-                                   : recv(peer->fd, NULL, READ_SIZE, MSG_TRUNC);
-                if (result > 0)
-                    bytes += (unsigned long long)result;
-            } while (peer->ssl && result > 0);
-            if (result < 0 && !(errno == EAGAIN && !peer->ssl))
-                close_connection(peer);
-            else if (result == 0 && !peer->ssl)
-                close_connection(peer);
+            do
+                result = take(peer, &all, waste);
+            while (peer->ssl && result > 0);
+            if (result < 0) {
+                close(peer->fd);
+                peer->fd = -1;
+            }
         }
     }
 }
@@ -788,7 +883,8 @@ int main(int count, char **arguments)
         flood(option(arguments, "file"), size, (long)number(arguments, "frames"), seconds,
               number(arguments, "answered") != 0);
     else if (strcmp(command, "drain") == 0)
-        drain(port, (int)number(arguments, "clients"));
+        drain(port, (int)number(arguments, "clients"), (int)number(arguments, "stalled"),
+              number(arguments, "digests") != 0, number(arguments, "stamped") != 0);
     else if (strcmp(command, "handshakes") == 0)
         handshakes(port, seconds);
     else {

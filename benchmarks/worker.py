@@ -3,7 +3,8 @@
 Not for people: `benchmarks.processes` starts it and reads its answers. The specification is a JSON
 object: role, library, loop, tls, and what the role needs.
 
-    server  echo or idle, until standard input ends; answers the commands "usage" and "fanout"
+    server  echo or idle, until standard input ends; answers the commands "usage", "fanout" and, if
+            it has a channel, "paced"
     echo    a client that sends one message at a time
     flood   a client that takes what comes until the connection ends
     turns_server, turns   many connections that get a frame each, turn by turn (in Cython)
@@ -75,6 +76,29 @@ async def fan_out(server: Server, size: int, messages: int, seconds: float) -> d
     }
 
 
+async def publish_paced(
+    server: Any,
+    size: int,
+    messages: int,
+    keys: int,
+    interval: float,
+    seconds: float,
+    stalled: int,
+) -> dict[str, float]:
+    """Publish in turns that begin `interval` seconds after each other; what waited in the end."""
+    loop = asyncio.get_running_loop()
+    if stalled:
+        server.fill_last()
+    start = loop.time()
+    turns = 0
+    while loop.time() - start < seconds:
+        server.publish_stamped(size, messages, keys)
+        turns += 1
+        await asyncio.sleep(max(0.0, start + turns * interval - loop.time()))
+    waiting, waiting_bytes = server.waiting()
+    return {"messages": turns * messages, "waiting": waiting, "waiting_bytes": waiting_bytes}
+
+
 async def serve(specification: dict[str, Any]) -> None:
     server = await peer(specification).serve(
         tls_context(True) if specification["tls"] else None, specification.get("handler", "echo")
@@ -93,8 +117,11 @@ async def serve(specification: dict[str, Any]) -> None:
     loop.add_reader(0, read)
     while line := await commands.get():
         command = json.loads(line)
-        if command.pop("command") == "usage":
+        name = command.pop("command")
+        if name == "usage":
             answer(cpu=time.process_time(), rss=resident_bytes(), open=server.connections())
+        elif name == "paced":
+            answer(**await publish_paced(server, **command))
         else:
             answer(**await fan_out(server, **command))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accept, fanout, flood, mask, masksend, memory, report, roundtrip
+from benchmarks import accept, fanout, flood, mask, masksend, memory, report, roundtrip, stalled
 from benchmarks.measuring import (
     OURS,
     Case,
@@ -188,6 +188,12 @@ def test_fanout_of_joined_frames(code: str, listener: str, tls: bool) -> None:
 def test_fanout_by_a_channel(library: str, listener: str, tls: bool) -> None:
     value = fanout.measure(library, 3, 16, tls, "uvloop", listener, "channel", SECONDS)
     assert 0 < value < math.inf
+
+
+@pytest.mark.parametrize("clients", [0, 1])
+def test_stalled(clients: int) -> None:
+    # It raises if a client has not every message, or the stalled one more than the newest.
+    assert stalled.measure(clients, 3, 20, SECONDS, "asyncio") > 0
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

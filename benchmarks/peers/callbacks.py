@@ -183,6 +183,28 @@ class ChannelServer(CallbackServer):
         for _ in range(count):
             publish(binary, message)
 
+    def publish_stamped(self, size: int, count: int, keys: int) -> None:
+        """Publish messages that begin with the time at which they are, in ns; keys come in turn."""
+        channel = self._state["channel"]
+        rest = bytes(size - 8)
+        for number in range(count):
+            stamp = time.monotonic_ns().to_bytes(8, sys.byteorder)
+            channel.publish(self._state["binary"], stamp + rest, number % keys)
+
+    def fill_last(self) -> None:
+        """Send to the client that came last until its connection takes no more."""
+        transport = self._connected[-1]
+        while not transport.underlying_transport.get_write_buffer_size():
+            transport.send(self._state["binary"], bytes(65536))
+
+    def waiting(self) -> tuple[int, int]:
+        """Messages that wait for the client that is furthest behind, and their bytes."""
+        subscriptions = list(self._state["channel"])
+        return (
+            max(one.waiting for one in subscriptions),
+            max(one.waiting_bytes for one in subscriptions),
+        )
+
 
 class CallbackPeer:
     def __init__(self, library: str, listener: str, code: str) -> None:
@@ -203,9 +225,9 @@ class CallbackPeer:
         }
 
         if self._code == "channel" and self._library == OURS:
-            from picows_fast.layers.broadcast import Channel
+            from picows_fast.layers.broadcast import Channel, SlowConsumer
 
-            state["channel"] = Channel()
+            state["channel"] = Channel(policy=SlowConsumer.CONFLATE)
             state["binary"] = self._module.WSMsgType.BINARY
 
         class Idle(self._module.WSListener):  # type: ignore[misc, name-defined]

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import random
+import socket
+import sys
 import threading
 import time
 
@@ -16,7 +18,7 @@ import picows_fast
 from picows_fast import WSCloseCode, WSConnectionClosedError, WSListener, WSMsgType
 from picows_fast.layers.broadcast import Channel, SlowConsumer, Subscription
 
-from .peers import connected
+from .peers import UPGRADE_REQUEST, connected
 from .support import Recorder, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -93,23 +95,59 @@ async def test_order_is_the_order_of_publishing_across_channels(subscriber):
             assert await pair.peer.read_frame() == (TEXT, str(number).encode())
 
 
-async def test_a_turn_leaves_as_one_system_call():
-    channel, at_once = Channel(), Channel(join_turn=False)
-    async with connected("server") as pair:
-        loop = asyncio.get_running_loop()
-        channel.subscribe(pair.transport)
-        at_once.subscribe(pair.transport)
-        await turns()
-        # A packet socket would tell how many there were; what has come when tells as much.
-        for number in range(16):
-            channel.publish(TEXT, str(number))
-        with pytest.raises(BlockingIOError):
-            pair.peer.sock.recv(1)
-        await turns()
-        everything = b"".join(picows_fast.build_frame(TEXT, str(n), mask=False) for n in range(16))
-        assert await loop.sock_recv(pair.peer.sock, 4096) == everything
+class PacketListener(socket.socket):
+    """A listening socket whose connections keep what each send() gave apart from the next."""
+
+    type = socket.SOCK_STREAM  # what a server asks for
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packets in order are Linux's")
+async def test_a_turn_leaves_as_one_system_call(tmp_path):
+    """For each client, whatever channels it is on, and however many messages there are."""
+    channels, at_once = [Channel("a"), Channel("b")], Channel(join_turn=False)
+    loop = asyncio.get_running_loop()
+    listening = PacketListener(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(str(tmp_path / "socket"))
+    listeners = []
+
+    def factory(request):
+        listeners.append(Recorder())
+        return listeners[-1]
+
+    server = await picows_fast.ws_create_server(factory, sock=listening)
+    peers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+    try:
+        for peer in peers:
+            peer.setblocking(False)
+            peer.connect(str(tmp_path / "socket"))
+            peer.send(UPGRADE_REQUEST)
+            assert (await loop.sock_recv(peer, 4096)).startswith(b"HTTP/1.1 101 ")
+        for listener in listeners:
+            for channel in (*channels, at_once):
+                channel.subscribe(listener.transport)
+        for turn in range(3):
+            for number in range(16):
+                channels[number % 2].publish(TEXT, f"{turn} {number}")
+            for peer in peers:
+                with pytest.raises(BlockingIOError):
+                    peer.recv(1)
+            await turns()
+            texts = [f"{turn} {number}" for number in range(16)]
+            everything = b"".join(picows_fast.build_frame(TEXT, t, mask=False) for t in texts)
+            for peer in peers:
+                assert peer.recv(4096) == everything
+                with pytest.raises(BlockingIOError):
+                    peer.recv(1)
         at_once.publish(TEXT, "now")
-        assert pair.peer.sock.recv(4096) == b"\x81\x03now"
+        at_once.publish(TEXT, "too")
+        for peer in peers:
+            assert [peer.recv(4096), peer.recv(4096)] == [b"\x81\x03now", b"\x81\x03too"]
+    finally:
+        for peer in peers:
+            peer.close()
+        server.close()
+        server.abort_clients()
+        await server.wait_closed()
 
 
 async def test_what_the_application_sends_keeps_its_place(subscriber):
@@ -538,6 +576,37 @@ async def test_control_frames_do_not_wait_behind_messages(contexts):
             if opcode >= WSMsgType.CLOSE:
                 control.append(opcode)
         assert control[-2:] == [WSMsgType.PING, WSMsgType.CLOSE]
+        check(channel, subscription)
+
+
+@pytest.mark.parametrize("coalesce", [False, True], ids=["", "coalesced"])
+@pytest.mark.parametrize("size", [100, 5000, 100_000])
+async def test_a_control_frame_waits_for_no_more_than_is_stated(subscriber, size, coalesce):
+    """The rest of one message, or of 16 KiB where what was written cannot be taken back."""
+    channel = Channel(max_messages=1_000_000, max_bytes=2**30)
+    async with subscriber(small_buffers=True, coalesce_writes=coalesce) as pair:
+        subscription = channel.subscribe(pair.transport)
+        message = bytes(size)
+        while subscription.slow_since is None or subscription.waiting * size < 200_000:
+            for _ in range(100_000 // size):
+                channel.publish(BINARY, message)
+            await turns()
+        stream = pair.transport.underlying_transport
+        takes_back = type(stream).__name__ == "TcpStream" and not coalesce
+        largest = max(size + 10, 0 if takes_back else 16 * 1024)
+        records = 0 if type(stream).__name__ == "TcpStream" else (largest // 16384 + 1) * 32
+        assert 0 < stream.get_write_buffer_size() <= largest + records
+        pair.transport.send_ping(b"mark")
+        sent = subscription.sent
+        for _ in range(10):
+            channel.publish(BINARY, message)
+        before = 0
+        while (frame := await pair.peer.read_frame()) != (WSMsgType.PING, b"mark"):
+            assert frame == (BINARY, message)
+            before += 1
+        assert before == sent
+        while subscription.waiting:
+            await pair.peer.read_frame()
         check(channel, subscription)
 
 

@@ -59,9 +59,9 @@ cdef enum:
 
 cdef enum:
     # Bytes that one write gives to the stream: as much as the transport's scratch buffer takes, so that a turn makes
-    # one system call; less where what was given cannot be taken back, since a PONG has to wait for it.
-    PLAIN_PIECE = 256 * 1024
-    OTHER_PIECE = 64 * 1024
+    # one system call; where what was given cannot be taken back, one TLS record's, since a PONG has to wait for it.
+    LARGEST_PIECE = 256 * 1024
+    COMMITTED_PIECE = 16 * 1024
     # How many clients ahead memory is asked for, and how much of each object.
     AHEAD = 4
     OBJECT_SIZE = 256
@@ -350,7 +350,9 @@ cdef class _ClientOutbox(_Outbox):
 
     cdef int give(self, WSTransport transport, ByteStream stream) except -1:
         """Write what fits into one piece, and count what was sent."""
-        cdef Py_ssize_t piece = OTHER_PIECE if transport.is_secure else PLAIN_PIECE
+        cdef Py_ssize_t piece = (
+            LARGEST_PIECE if stream.can_take_back and not stream.coalescing else COMMITTED_PIECE
+        )
         cdef Py_ssize_t size = 0
         cdef Py_ssize_t taken_back = 0
         cdef Py_ssize_t upto = self.first

@@ -112,6 +112,7 @@ cdef class DirectTlsStream(TcpStream):
     def __cinit__(self, loop, sock, maker=None):
         if maker is not _maker:
             raise TypeError("DirectTlsStream objects are made by DirectTlsStream.create()")
+        self.can_take_back = False      # what is encrypted is committed
 
     def __dealloc__(self):
         if self.bio != NULL:

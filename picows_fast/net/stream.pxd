@@ -81,6 +81,7 @@ cdef class ByteStream(StreamHandler):
         bint coalescing                 # what one turn of the loop writes leaves together
         bint flush_scheduled
         bint drain_wanted               # the handler is to be told when the backlog is empty
+        bint can_take_back              # take_back() may succeed; False: what was written is committed
         bint write_failed               # what is written is thrown away; the end is reported soon
 
         # --- end

@@ -122,6 +122,7 @@ cdef class TcpStream(ByteStream):
         self.fd = sock.fileno()
         self.poller = poller_of(loop)
         self.space = read_space(loop, 0)
+        self.can_take_back = True
         self.set_write_buffer_limits()
         if hasattr(socket, "SO_NOSIGPIPE"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)

@@ -210,12 +210,10 @@ async def ws_create_server(
     def make_protocol() -> asyncio.BaseProtocol:
         timeout = options.ssl_handshake_timeout
 
-        def on_connected() -> None:
+        def on_connected(transport: asyncio.Transport) -> None:
             key = key_of(stream.get_extra_info("peername"))
             reason = server.reason_to_turn_away(key)
             if reason is not None:
-                transport = stream.transport
-                assert transport is not None  # that is what was connected
                 if ssl is None:
                     transport.write(_refusal_bytes(reason))
                 transport.close()

@@ -115,8 +115,8 @@ def describe(listener: Any) -> str:
 others: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
 
 
-class EchoFrames(WSListener, Checked):
-    """A server's: each frame comes back as it is; who does not read is not read from."""
+class Served(WSListener, Checked):
+    """A server's listener, found by the address of its client."""
 
     def __init__(self) -> None:
         self.begin()
@@ -125,6 +125,13 @@ class EchoFrames(WSListener, Checked):
         self.connected()
         self.transport = transport
         others[transport.underlying_transport.get_extra_info("peername")] = self
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self.disconnected()
+
+
+class EchoFrames(Served):
+    """A server's: each frame comes back as it is; who does not read is not read from."""
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         self.received()
@@ -133,9 +140,6 @@ class EchoFrames(WSListener, Checked):
         elif frame.msg_type != WSMsgType.PONG:
             transport.send(frame.msg_type, frame.get_payload_as_memoryview(), frame.fin)
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
-        self.disconnected()
-
     def pause_writing(self) -> None:
         self.transport.pause_reading()
 
@@ -143,23 +147,12 @@ class EchoFrames(WSListener, Checked):
         self.transport.resume_reading()
 
 
-class EchoMessages(WSMessageListener, Checked):
+class EchoMessages(Served, WSMessageListener):
     """A server's: each message comes back whole."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def on_ws_connected(self, transport: WSTransport) -> None:
-        self.connected()
-        self.transport = transport
-        others[transport.underlying_transport.get_extra_info("peername")] = self
 
     def on_ws_message(self, transport: WSTransport, msg_type: WSMsgType, payload: Any) -> None:
         self.received()
         transport.send(msg_type, payload)
-
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
-        self.disconnected()
 
 
 class Expecting:

@@ -6,6 +6,7 @@ No compression, no keepalive and no limit on messages: what the others do by def
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import ssl
 import time
@@ -75,11 +76,38 @@ class StreamServer:
             await self._send(self._connected, message)
 
 
-class WebsocketsPeer:
+class _StreamPeer:
+    """What a client does, whose connections are opened and used by the library's own names."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    async def _open(self, tls: ssl.SSLContext | None, port: int) -> Any:
+        raise NotImplementedError
+
+    async def _round_trip(self, connection: Any, message: bytes) -> None:
+        raise NotImplementedError
+
+    async def echo(
+        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
+    ) -> Callable[[], int]:
+        opened = [await self._open(tls, port) for _ in range(connections)]
+        return _total(
+            [_Counter(functools.partial(self._round_trip, each, message)) for each in opened]
+        )
+
+    async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
+        return await _take(aiter(await self._open(tls, port)), take)
+
+    async def send_many(self, port: int, message: bytes, count: int) -> None:
+        raise UnavailableError("no send() that does not wait")
+
+
+class WebsocketsPeer(_StreamPeer):
     """websockets, and picows.websockets, which has its API."""
 
     def __init__(self, library: str) -> None:
-        self._kept: list[Any] = []
+        super().__init__()
         self._module = importlib.import_module(library)
         if library == "websockets":
             self._server = importlib.import_module("websockets.asyncio.server")
@@ -116,29 +144,12 @@ class WebsocketsPeer:
         self._kept.append(connection)
         return connection
 
-    async def echo(
-        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
-    ) -> Callable[[], int]:
-        def counter(connection: Any) -> _Counter:
-            async def round_trip() -> None:
-                await connection.send(message)
-                await connection.recv()
-
-            return _Counter(round_trip)
-
-        return _total([counter(await self._open(tls, port)) for _ in range(connections)])
-
-    async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
-        return await _take(aiter(await self._open(tls, port)), take)
-
-    async def send_many(self, port: int, message: bytes, count: int) -> None:
-        raise UnavailableError("no send() that does not wait")
+    async def _round_trip(self, connection: Any, message: bytes) -> None:
+        await connection.send(message)
+        await connection.recv()
 
 
-class AiohttpPeer:
-    def __init__(self) -> None:
-        self._kept: list[Any] = []
-
+class AiohttpPeer(_StreamPeer):
     async def serve(self, tls: ssl.SSLContext | None, handler: str) -> StreamServer:
         from aiohttp import web
 
@@ -177,20 +188,6 @@ class AiohttpPeer:
             url_of(tls, port), ssl=tls or True, compress=0, max_msg_size=0
         )
 
-    async def echo(
-        self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
-    ) -> Callable[[], int]:
-        def counter(connection: Any) -> _Counter:
-            async def round_trip() -> None:
-                await connection.send_bytes(message)
-                await connection.receive()
-
-            return _Counter(round_trip)
-
-        return _total([counter(await self._open(tls, port)) for _ in range(connections)])
-
-    async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
-        return await _take(aiter(await self._open(tls, port)), take)
-
-    async def send_many(self, port: int, message: bytes, count: int) -> None:
-        raise UnavailableError("no send() that does not wait")
+    async def _round_trip(self, connection: Any, message: bytes) -> None:
+        await connection.send_bytes(message)
+        await connection.receive()

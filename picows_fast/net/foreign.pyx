@@ -78,7 +78,7 @@ cdef class _Window:
 cdef class ForeignStream(ByteStream):
     """A stream over any :class:`asyncio.Transport`: connect it with ``protocol``. ``transport`` is None until then.
 
-    :param on_connected: called without arguments when the transport is there, or None
+    :param on_connected: called with the transport when it is there, or None
     """
 
     cdef:
@@ -125,7 +125,7 @@ cdef class ForeignStream(ByteStream):
         if self.on_connected is not None:
             on_connected = self.on_connected
             self.on_connected = None
-            on_connected()
+            on_connected(transport)
 
     def _get_buffer(self, sizehint):
         cdef _Window window

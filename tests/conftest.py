@@ -31,6 +31,7 @@ ON_OUR_LOOP = {
     "adversity",
     "test_auto_ping",
     "test_backpressure",
+    "test_callback_errors",
     "test_closing",
     "test_core",
     "test_direct_tls",

@@ -16,8 +16,17 @@ import struct
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, NamedTuple
 
+import pytest
+
 import picows_fast
-from picows_fast import WSListener, WSMsgType, WSTransport
+from picows_fast import (
+    WSConnectionClosedError,
+    WSDisconnectCause,
+    WSListener,
+    WSMsgType,
+    WSState,
+    WSTransport,
+)
 
 from .support import Recorder, accept_response, serving
 
@@ -325,3 +334,32 @@ async def drip(peer: Peer, data: bytes, sizes: Iterable[int] = ()) -> None:
         await peer.send_raw(data[at : at + size])
         at += size
         await asyncio.sleep(0)
+
+
+async def ended(transport: WSTransport) -> None:
+    await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+
+
+async def check_end(link: Any, cause: WSDisconnectCause) -> None:
+    """Wait for the end, and check what every end has in common."""
+    await link.listener.closed()
+    assert link.listener.events.count("disconnected") == 1
+    assert link.transport.disconnect_cause == cause
+    assert link.transport.state == WSState.CLOSED
+    assert link.transport.is_disconnected
+    assert link.transport.write_backlog == 0
+    # All of them do nothing now.
+    link.transport.send(WSMsgType.TEXT, b"late")
+    link.transport.send_ping()
+    link.transport.send_close()
+    link.transport.disconnect()
+    link.transport.disconnect(False)
+    link.transport.pause_reading()
+    link.transport.resume_reading()
+    link.transport.cork()
+    link.transport.uncork()
+    link.transport.notify_user_specific_pong_received()
+    with pytest.raises(WSConnectionClosedError):
+        await link.transport.measure_roundtrip_time(1)
+    await asyncio.sleep(0)
+    assert link.listener.events.count("disconnected") == 1

@@ -22,6 +22,12 @@ def ported(cython_folder: Path) -> ModuleType:
     return load(cython_folder, "ported")
 
 
+@pytest.fixture(scope="session")
+def broadcasting(cython_folder: Path) -> ModuleType:
+    """tests/cython_user/broadcasting.pyx, built and imported."""
+    return load(cython_folder, "broadcasting")
+
+
 async def closed(transport):
     await asyncio.wait_for(transport.wait_disconnected(), 20)
 
@@ -57,6 +63,36 @@ async def test_every_method_and_field(listeners, io_options):
     assert client.events[0] == ("on_ws_connected", True)
     assert client.names().count("on_ws_disconnected") == 1
     assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+
+
+async def test_publishing_and_a_channel_of_ones_own(broadcasting):
+    """C calls of publish(), counters as C fields, and an override that Python and C calls find."""
+    prices = broadcasting.Prices("prices")
+    clients = []
+
+    def factory(request):
+        clients.append(broadcasting.Client(prices))
+        return clients[-1]
+
+    async with serving(factory) as url:
+        assert broadcasting.publish_all(prices, [("a", "a0"), ("b", "b0"), ("a", "a1")]) == (
+            0,
+            0,
+            3,
+        )
+        transport, received = await picows_fast.ws_connect(Recorder, url)
+        await received.frame(1)
+        assert broadcasting.publish_all(prices, [("a", "a2"), ("c", "c0")]) == (2, 4, 5)
+        assert prices.publish(WSMsgType.TEXT, "b1", key="b") == 1
+        await received.frame(4)
+        assert [payload for _, payload, _ in received.frames] == [b"a1", b"b0", b"a2", b"c0", b"b1"]
+        assert prices.newest == {"a": "a2", "b": "b1", "c": "c0"}
+        (client,) = clients
+        assert client.subscription.is_active
+        assert broadcasting.counters(prices, client.transport) == (5, 5, 0, True)
+        assert not client.subscription.is_active
+        transport.disconnect()
+        await closed(transport)
 
 
 async def test_every_call(listeners, io_options):

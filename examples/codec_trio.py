@@ -1,6 +1,5 @@
 """An echo server on trio, without asyncio. python examples/codec_trio.py [port]"""
 
-import functools
 import sys
 
 import trio
@@ -46,8 +45,8 @@ async def handle(stream: trio.SocketStream) -> None:
 
 async def main(port: int) -> None:
     async with trio.open_nursery() as nursery:
-        serve_tcp = functools.partial(trio.serve_tcp, handle, port, host="127.0.0.1")
-        listeners = await nursery.start(serve_tcp)
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
         print(f"listening on ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/", flush=True)
         with trio.open_signal_receiver(2) as interrupts:  # Ctrl-C
             async for _ in interrupts:

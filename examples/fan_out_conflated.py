@@ -42,7 +42,10 @@ async def main() -> None:
     server = await ws_create_server(lambda r: Subscriber(), "127.0.0.1", 0, enable_auto_close=True)
     url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     fast, slow = Client("fast"), Client("slow")
-    connections = [(await ws_connect(lambda c=client: c, url))[0] for client in (fast, slow)]
+    connections = [
+        (await ws_connect(lambda: fast, url))[0],
+        (await ws_connect(lambda: slow, url))[0],
+    ]
 
     connections[1].pause_reading()  # and so the server's socket fills
     for number in range(1, UPDATES + 1):

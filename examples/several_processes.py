@@ -7,7 +7,7 @@ the other is a restart with the port always served. Clients get 1012, and find t
 """
 
 import asyncio
-import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import socket

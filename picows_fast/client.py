@@ -14,7 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .connecting import deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ListenerFactory", "ws_connect"]
 
-ListenerFactory = (
-    Callable[[], WSListener] | Callable[["WSUpgradeRequest", "WSUpgradeResponse"], WSListener]
-)
+L = TypeVar("L", bound=WSListener)
+
+ListenerFactory = Callable[[], L] | Callable[["WSUpgradeRequest", "WSUpgradeResponse"], L]
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
 async def ws_connect(
-    ws_listener_factory: ListenerFactory,
+    ws_listener_factory: ListenerFactory[L],
     url: str,
     *,
     ssl_context: ssl.SSLContext | None = ClientOptions.ssl_context,
@@ -68,7 +68,7 @@ async def ws_connect(
     subprotocols: Sequence[str] | None = ClientOptions.subprotocols,
     ssl_session: ssl.SSLSession | None = ClientOptions.ssl_session,
     **create_connection_kwargs: Any,
-) -> tuple[WSTransport, WSListener]:
+) -> tuple[WSTransport, L]:
     """Connect to a WebSocket server (RFC 6455 4.1).
 
     Every setting is described where its default is: :class:`picows_fast.options.ClientOptions`.
@@ -141,8 +141,8 @@ async def ws_connect(
 
 
 async def _connect_once(
-    factory: Callable[[Any, Any], WSListener], url: WSParsedURL, options: ClientOptions
-) -> tuple[WSTransport, WSListener]:
+    factory: Callable[[Any, Any], L], url: WSParsedURL, options: ClientOptions
+) -> tuple[WSTransport, L]:
     loop = asyncio.get_running_loop()
     handshake = ClientHandshake(
         url, extra_headers=options.extra_headers, subprotocols=options.subprotocols
@@ -188,7 +188,7 @@ async def _connect_once(
         transport = new_transport(
             loop, stream, options, handshake, factory, logger, True, url.is_secure
         )
-        return transport, await transport._connect()
+        return transport, cast("L", await transport._connect())
     except BaseException:
         if transport is not None:
             transport.disconnect(graceful=False)
@@ -216,8 +216,9 @@ def _redirect_location(error: WSInvalidStatusError) -> str | None:
     return location
 
 
-def _two_argument_factory(factory: Any) -> Callable[[Any, Any], WSListener]:
+def _two_argument_factory(factory: ListenerFactory[L]) -> Callable[[Any, Any], L]:
     """Return the factory in the form ``(request, response)``, found out without calling it."""
+    make = cast("Callable[..., L]", factory)
     if not callable(factory):
         raise TypeError(f"ws_listener_factory must be callable, got {type(factory).__name__}")
     try:
@@ -225,18 +226,17 @@ def _two_argument_factory(factory: Any) -> Callable[[Any, Any], WSListener]:
     except (TypeError, ValueError):
         # An extension type without a signature: to be made without arguments, like WSListener
         # itself.
-        return lambda request, response: factory()
+        return lambda request, response: make()
     try:
         signature.bind()
     except TypeError:
         pass
     else:
-        return lambda request, response: factory()
+        return lambda request, response: make()
     try:
         signature.bind(None, None)
     except TypeError:
         raise TypeError(
             f"ws_listener_factory must take no arguments or (request, response), not {signature}"
         ) from None
-    takes_both: Callable[[Any, Any], WSListener] = factory
-    return takes_both
+    return make

@@ -84,6 +84,7 @@ async def open_listening_sockets(
     else:
         infos = await _resolve_all(loop, host, port, family, flags)
         sockets = _bind_all(infos, reuse_address, bool(reuse_port))
+    bound = sockets[0]
     try:
         for bound in sockets:
             bound.setblocking(False)

@@ -628,7 +628,7 @@ def _header_pairs(
     headers: Mapping[str, str] | Iterable[tuple[str, str]],
 ) -> tuple[tuple[str, str], ...]:
     # A multidict is a Mapping whose items() repeats names, as it should here.
-    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    pairs: tuple[Any, ...] = tuple(headers.items() if isinstance(headers, Mapping) else headers)
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"extra_headers must contain pairs, got {type(pair).__name__}")

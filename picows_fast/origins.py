@@ -70,7 +70,7 @@ class OriginPolicy:
 
     def allows(self, values: Iterable[str]) -> bool:
         """Whether a request is allowed whose Origin headers have these values."""
-        found = tuple(values)
+        found = list(values)
         if not found:
             return self._may_be_absent
         if len(found) > 1:

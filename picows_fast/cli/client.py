@@ -11,7 +11,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from picows_fast import (
     WSCloseCode,
@@ -217,7 +217,7 @@ async def open_connection(
     except (ValueError, ImportError) as error:
         # An argument that only the library can judge, or a proxy without python-socks.
         raise CommandError(str(error), 2) from error
-    return cast("tuple[WSTransport, _Listener]", connected)
+    return connected
 
 
 async def wait_end(transport: WSTransport, listener: MessageListener) -> None:

@@ -26,7 +26,8 @@ def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) ->
     """Whether bytes go through a transport of the loop's: if wanted, or if nothing else can be."""
     if sys.platform == "win32" or type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         return True
-    if hasattr(asyncio, "ProactorEventLoop") and isinstance(loop, asyncio.ProactorEventLoop):
+    proactor = getattr(asyncio, "ProactorEventLoop", None)  # of Windows
+    if proactor is not None and isinstance(loop, proactor):
         return True
     return bool(wanted)
 

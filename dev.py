@@ -8,6 +8,7 @@ compiler.
     python3 dev.py soak [SECONDS] [options]   random clients, servers and faults
     python3 dev.py bench [options]      the benchmarks: --quick, --only NAMES, ...; --help tells
     python3 dev.py sanitize [pytest args]   the tests with address and undefined behaviour checks
+    python3 dev.py dist                 sdist and wheel in dist/, installed and tried out elsewhere
     python3 dev.py lint | types | build | clean
 
 The first call makes a virtual environment in .venv (or where $VENV says) and builds the package in
@@ -115,6 +116,7 @@ def lint(arguments: list[str]) -> None:
 
 def types(arguments: list[str]) -> None:
     run(PYTHON, "-m", "mypy", *arguments)
+    run(PYTHON, "-m", "pyright", "--pythonpath", PYTHON)
     modules = [f"picows_fast.{name}" for name in EXTENSIONS]
     run(PYTHON, "-m", "mypy.stubtest", *modules, "--allowlist", "tests/stubtest_allowlist.txt")
 
@@ -180,6 +182,14 @@ def bench(arguments: list[str]) -> None:
     run(PYTHON, "-m", "benchmarks", *arguments)
 
 
+def dist(arguments: list[str]) -> None:
+    """The sdist, the wheel made from it, and both tried out in environments of their own."""
+    run(PYTHON, "-m", "pip", "install", "--quiet", "--group", "dist")
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    run(PYTHON, "-m", "build", "--outdir", "dist")
+    run(PYTHON, "-m", "tests.distribution", "dist", *arguments)
+
+
 def clean(arguments: list[str]) -> None:
     """Remove the environment and everything that was built."""
     made = (".venv-wstest", "build", "dist", "picows_fast.egg-info")
@@ -201,6 +211,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "soak": soak,
     "conformance": conformance,
     "bench": bench,
+    "dist": dist,
     "build": lambda arguments: None,
     "clean": clean,
 }

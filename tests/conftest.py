@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import runpy
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -43,6 +44,33 @@ ON_OUR_LOOP = {
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transport",
+        choices=["default", "loop"],
+        default="default",
+        help="loop: every connection goes over a transport of the event loop's, as on Windows",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "native: about connections that own their descriptor")
+    if config.getoption("--transport") == "loop":
+        folder = Path(__file__).parent / "loop_transport"
+        sys.path.insert(0, str(folder))
+        paths = (str(folder), os.environ.get("PYTHONPATH"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        runpy.run_path(str(folder / "sitecustomize.py"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--transport") == "loop":
+        skip = pytest.mark.skip(reason="about connections that own their descriptor")
+        for item in items:
+            if item.get_closest_marker("native"):
+                item.add_marker(skip)
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -60,6 +88,8 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture(params=[False, True], ids=["native", "loop-transport"])
 def io_options(request: pytest.FixtureRequest) -> dict[str, bool]:
     """Keyword arguments that choose how bytes move: by descriptor or by the loop's transport."""
+    if request.config.getoption("--transport") == "loop" and not request.param:
+        pytest.skip("there are none by descriptor")
     return {"use_loop_transport": request.param}
 
 
@@ -114,6 +144,8 @@ def link(
     client_tls: ssl.SSLContext,
 ) -> Callable[..., Any]:
     """`peers.connected` for either side: with TLS, without, and over a transport of the loop's."""
+    if request.config.getoption("--transport") == "loop" and "loop-transport" not in request.param:
+        pytest.skip("there are none by descriptor")
     return functools.partial(
         connected,
         side,

@@ -245,6 +245,14 @@ async def test_peer_reset_while_we_send(link):
         await ended(pair.transport)
 
 
+async def test_disconnect_from_a_peer_whose_reset_is_not_read_yet(link):
+    async with link() as pair:
+        pair.peer.reset()
+        pair.transport.disconnect()
+        await check_end(pair, WSDisconnectCause.LOCAL_DISCONNECT)
+        await ended(pair.transport)
+
+
 async def test_frames_before_a_reset_that_only_sending_notices(side):
     async with connected(side, use_loop_transport=False) as pair:
         await pair.peer.send(WSMsgType.TEXT, "before")

@@ -323,8 +323,11 @@ cdef class ForeignStream(ByteStream):
         self._resume_transport()    # to see the peer's FIN
         if self.end_seen or not self.transport.can_write_eof():
             self.transport.close()
-        else:
+            return
+        try:
             self.transport.write_eof()
+        except OSError:
+            self.finish()       # the peer has reset the connection, and the transport has not seen it yet
 
     cdef int report_end(self, int end, object error) except -1:
         if self.closing and not self.closed:

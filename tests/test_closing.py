@@ -253,6 +253,7 @@ async def test_disconnect_from_a_peer_whose_reset_is_not_read_yet(link):
         await ended(pair.transport)
 
 
+@pytest.mark.native
 async def test_frames_before_a_reset_that_only_sending_notices(side):
     async with connected(side, use_loop_transport=False) as pair:
         await pair.peer.send(WSMsgType.TEXT, "before")

@@ -163,6 +163,7 @@ def test_as_a_loop_factory():
 # --- what wakes the loop up
 
 
+@pytest.mark.native
 def test_streams_are_called_without_file_objects(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -329,6 +330,7 @@ def test_what_ends_the_program_leaves_run(run, kind):
         run(one_frame(fail))
 
 
+@pytest.mark.native
 def test_slow_callbacks_are_told_of_in_debug_mode(run, caplog):
     async def main():
         asyncio.get_running_loop().slow_callback_duration = 0.05

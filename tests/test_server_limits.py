@@ -307,6 +307,7 @@ async def test_a_flood_over_tls_is_turned_away_without_an_answer(
 # max_pending_handshakes
 
 
+@pytest.mark.native
 async def test_over_the_bound_connections_wait(contexts: Contexts | None) -> None:
     async with running(contexts, max_pending_handshakes=2) as it:
         silent = [await it.peer() for _ in range(2)]
@@ -334,6 +335,7 @@ async def test_over_the_bound_a_loop_transport_is_refused() -> None:
         assert it.stats.refused["max_pending_handshakes"] == 1
 
 
+@pytest.mark.native
 async def test_silent_clients_make_room_at_their_deadline() -> None:
     options = {"websocket_handshake_timeout": 0.2, "close_timeout": 0.2}
     async with running(max_pending_handshakes=2, **options) as it:
@@ -343,6 +345,7 @@ async def test_silent_clients_make_room_at_their_deadline() -> None:
         await it.until(lambda stats: stats.refused["timeout"] == 6)
 
 
+@pytest.mark.native
 async def test_the_bound_holds_while_many_connect(contexts: Contexts | None) -> None:
     most = 0
 
@@ -360,6 +363,7 @@ async def test_the_bound_holds_while_many_connect(contexts: Contexts | None) -> 
     assert 1 <= most <= 3
 
 
+@pytest.mark.native
 async def test_close_while_connections_wait() -> None:
     async with running(max_pending_handshakes=1) as it:
         silent = await it.peer()

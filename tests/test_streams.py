@@ -85,6 +85,7 @@ async def cutting_proxy(url, size):
 # --- Which stream
 
 
+@pytest.mark.native
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX has them")
 async def test_descriptors_are_read_and_written_directly(side, server_tls, client_tls):
     """A native stream that cannot be imported would go unnoticed otherwise."""
@@ -501,6 +502,7 @@ async def test_client_that_vanishes_in_the_tls_handshake(server_tls, client_tls,
 # --- Reading
 
 
+@pytest.mark.native
 async def test_a_flooding_peer_lets_the_others_have_their_turn(side):
     """Reads are capped per turn: a timer fires between the frames of one flood."""
     turns = []

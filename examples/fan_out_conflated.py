@@ -10,12 +10,10 @@ from picows_fast.layers.broadcast import Channel, SlowConsumer
 
 SYMBOLS = [f"S{number}" for number in range(20)]
 UPDATES = 10_000
-newest: dict[str, str] = {}
 
 
 class Client(WSListener):
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.prices: dict[str, str] = {}
         self.received = 0
         self.up_to_date = asyncio.Event()
@@ -29,11 +27,8 @@ class Client(WSListener):
 
 
 async def main() -> None:
-    prices = Channel(
-        "prices",
-        policy=SlowConsumer.CONFLATE,
-        snapshot=lambda transport: [(WSMsgType.TEXT, f"{s} {p}", s) for s, p in newest.items()],
-    )
+    newest: dict[str, str] = {}
+    prices = Channel("prices", policy=SlowConsumer.CONFLATE)
 
     class Subscriber(WSListener):
         def on_ws_connected(self, transport: WSTransport) -> None:
@@ -41,13 +36,10 @@ async def main() -> None:
 
     server = await ws_create_server(lambda r: Subscriber(), "127.0.0.1", 0, enable_auto_close=True)
     url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    fast, slow = Client("fast"), Client("slow")
-    connections = [
-        (await ws_connect(lambda: fast, url))[0],
-        (await ws_connect(lambda: slow, url))[0],
-    ]
-
-    connections[1].pause_reading()  # and so the server's socket fills
+    fast, slow = Client(), Client()
+    reading, _ = await ws_connect(lambda: fast, url)
+    stalled, _ = await ws_connect(lambda: slow, url)
+    stalled.pause_reading()  # and so the server's socket fills
     for number in range(1, UPDATES + 1):
         symbol = SYMBOLS[number % len(SYMBOLS)]
         newest[symbol] = str(number)
@@ -57,16 +49,15 @@ async def main() -> None:
     await fast.up_to_date.wait()
     print(f"slow now: {prices.slow}, conflated: {prices.conflated > 0}")
 
-    connections[1].resume_reading()
+    stalled.resume_reading()
     await slow.up_to_date.wait()
     print(f"the slow one got fewer: {slow.received < fast.received}")
     print(f"both have the newest of each symbol: {fast.prices == slow.prices == newest}")
     print(f"accounted for: {prices.published == prices.sent + prices.conflated}")
-    for transport in connections:
+    for transport in (reading, stalled):
         transport.send_close()
         await transport.wait_disconnected()
-    server.close()
-    await server.wait_closed()
+    await server.shutdown()
 
 
 asyncio.run(main())

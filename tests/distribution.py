@@ -65,7 +65,7 @@ def expected_in_wheel(source: Path) -> set[str]:
     wanted = {
         path.relative_to(source).as_posix()
         for path in package.rglob("*")
-        if path.suffix in (".py", ".pyi", ".pxd", ".pem") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".pxd", ".pem", ".html") or path.name == "py.typed"
     }
     return wanted | headers_of_declarations(package)
 

@@ -15,14 +15,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import connect, demo, record, replay
+from . import connect, demo, record, replay, web
 from .client import add_connection_arguments, positive_seconds
 from .demo import DEFAULT_RATE, DEFAULT_SECONDS
 from .feedfile import FeedError, check_feed
 from .publish import speed
 from .runtime import INTERRUPTED, CommandError, default_loop, run_command
+from .web import DEFAULT_WEB_PORT, DEFAULT_WEB_RATE
 
 _PROGRAM = "python -m picows_fast"
+_DEFAULT_CLIENTS = 4
 
 _EPILOG = f"""\
 examples:
@@ -43,6 +45,7 @@ examples:
   {_PROGRAM} demo --tls --clients 20
   {_PROGRAM} demo --rate 50000 --seconds 30 --loop asyncio
   {_PROGRAM} demo --feed feed.jsonl.gz --speed max
+  {_PROGRAM} demo --web              a page to open in a browser: live books, latency
 """
 
 _CONNECT_EPILOG = f"""\
@@ -158,8 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clients",
         metavar="N",
         type=_positive_int,
-        default=4,
-        help="number of clients, each gets every message (default: 4)",
+        help=f"number of clients, each gets every message (default: {_DEFAULT_CLIENTS})",
     )
     sub.add_argument(
         "--seconds",
@@ -171,7 +173,8 @@ def _parser() -> argparse.ArgumentParser:
         "--rate",
         metavar="N",
         type=_rate,
-        help=f"messages/s of the generated order book (default: {DEFAULT_RATE:g})",
+        help=f"messages/s of the generated order book (default: {DEFAULT_RATE:g}, with --web "
+        f"{DEFAULT_WEB_RATE:g})",
     )
     sub.add_argument(
         "--feed",
@@ -182,6 +185,19 @@ def _parser() -> argparse.ArgumentParser:
     add_speed(sub)
     sub.add_argument(
         "--tls", action="store_true", help="use wss, with a certificate made for this demo"
+    )
+    sub.add_argument(
+        "--web",
+        action="store_true",
+        help="instead of clients: serve a page that shows the books and the latency, and their "
+        "WebSocket from the same port, until Ctrl-C",
+    )
+    sub.add_argument("--host", help="with --web: address to listen on (default: 127.0.0.1)")
+    sub.add_argument(
+        "--port",
+        metavar="P",
+        type=_port,
+        help=f"with --web: port to listen on, 0 for any free one (default: {DEFAULT_WEB_PORT})",
     )
     add_loop(sub)
 
@@ -269,6 +285,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run_web(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.feed is not None or args.clients is not None:
+        parser.error("--web is for the generated order book, and its clients are browsers")
+    args.host = args.host or "127.0.0.1"
+    args.port = DEFAULT_WEB_PORT if args.port is None else args.port
+    args.rate = args.rate or DEFAULT_WEB_RATE
+    return run_command(web.run(args), args.loop)
+
+
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     has_speed = hasattr(args, "speed")
     if not has_speed:
@@ -279,6 +304,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return run_command(record.run(args), args.loop)
     if args.command == "replay":
         return run_command(replay.run(args, check_feed(args.file)), args.loop)
+    if args.web:
+        return _run_web(parser, args)
+    if args.host is not None or args.port is not None:
+        parser.error("--host and --port are for --web")
+    args.clients = args.clients or _DEFAULT_CLIENTS
     if args.feed is None:
         if has_speed:
             parser.error("--speed is for a recorded feed; the generated one has --rate")

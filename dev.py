@@ -32,6 +32,7 @@ VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 EXTENSIONS = (
     "codec",
+    "traffic",
     "core",
     "net.stream",
     "net.poller",

@@ -42,18 +42,22 @@ from .options import ClientOptions, ServerOptions
 from .server import ws_create_server
 from .serving import Server
 from .states import WSDisconnectCause, WSState
+from .stats import FrameCount, TrafficStats, TransportStats
 from .url import WSParsedURL, parse_url
 
 __all__ = [
     "PICOWS_DEBUG_LL",
     "ClientHandshake",
     "ClientOptions",
+    "FrameCount",
     "FrameParser",
     "HandshakeLimits",
     "Server",
     "ServerHandshake",
     "ServerOptions",
     "ServerStats",
+    "TrafficStats",
+    "TransportStats",
     "WSAutoPingStrategy",
     "WSCloseCode",
     "WSCloseHandshake",

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any, Final, Generic, TypeVar
 
 from .states import WSDisconnectCause
+from .stats import TrafficStats
 
 __all__ = ["REFUSAL_REASONS", "ConnectionTable", "ServerStats", "address_key"]
 
@@ -41,6 +42,8 @@ _REASONS: Final[Mapping[int, str]] = {
     HTTPStatus.REQUEST_TIMEOUT: "timeout",
     HTTPStatus.INTERNAL_SERVER_ERROR: "error",
 }
+
+NO_TRAFFIC: Final = TrafficStats()
 
 # Handshakes that one address may have under way at once, if max_connections_per_ip is no larger.
 _HANDSHAKES_PER_IP: Final = 32
@@ -74,6 +77,10 @@ class ServerStats:
     """Connections that ended before there was a request to answer."""
     closed: Mapping[WSDisconnectCause, int]
     """WebSocket connections that have ended, by cause."""
+    received: TrafficStats = NO_TRAFFIC
+    """Frames that came on all connections, those that have ended among them."""
+    sent: TrafficStats = NO_TRAFFIC
+    """Frames that were sent on all connections, those that have ended among them."""
 
 
 class ConnectionTable(Generic[C]):
@@ -191,7 +198,9 @@ class ConnectionTable(Generic[C]):
         if key is not None:
             _decrement(self._pending_of, key)
 
-    def stats(self) -> ServerStats:
+    def stats(
+        self, received: TrafficStats = NO_TRAFFIC, sent: TrafficStats = NO_TRAFFIC
+    ) -> ServerStats:
         return ServerStats(
             accepted=self._accepted,
             handshakes=len(self._handshakes),
@@ -202,6 +211,8 @@ class ConnectionTable(Generic[C]):
             refused={reason: self._refused[reason] for reason in REFUSAL_REASONS},
             abandoned=self._abandoned,
             closed={cause: self._closed[cause] for cause in WSDisconnectCause},
+            received=received,
+            sent=sent,
         )
 
 

@@ -5,9 +5,10 @@
 
 from .codec cimport FrameParser, WSCloseCode, WSFrame, WSMsgType
 from .net.stream cimport ByteStream, ReceiveBuffer, StreamHandler
+from .traffic cimport TrafficCounters
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 
 cpdef enum WSAutoPingStrategy:
@@ -139,6 +140,18 @@ cdef class WSTransport(StreamHandler):
         bint timed                  # last_received is kept
         double last_received        # seconds of the monotonic clock
 
+        # statistics
+        TrafficCounters traffic
+        TrafficCounters *shared_traffic     # of the server; NULL for a client
+        object shared_traffic_owner
+        uint64_t messages_joined    # by picows_fast.layers
+        uint64_t reading_pauses, writing_pauses, pings_sent
+        Py_ssize_t backlog_highest  # bytes
+        double auto_ping_sent       # when the one ping that is awaited was; 0: none is, or several are
+        double measuring_ping_sent  # when the newest was
+        double round_trip, smoothed_round_trip  # seconds; -1: there was none
+        double connected_at         # seconds of the monotonic clock
+
         object disconnected_future  # made when somebody waits, or there is an error to tell
         object callback_error       # client: what a listener's method raised first
 
@@ -186,6 +199,8 @@ cdef class WSTransport(StreamHandler):
     cdef bint _is_pong(self, WSFrame frame) except -1
     cdef bint _is_awaited(self, WSFrame frame) except -1
     cdef int _on_pong(self, WSFrame frame) except -1
+    cdef int _count_sent(self, int msg_type, Py_ssize_t size) noexcept
+    cdef int _took(self, double seconds) noexcept
     cdef int _update_pong_expected(self) except -1
     cdef object _ping(self)
     cdef int _callback_failed(self, error, str method) except -1

@@ -9,6 +9,7 @@ business, what they mean the parser's and the handshake's, when to ping the auto
 import asyncio
 import logging
 import operator
+import time
 import weakref
 from types import FunctionType, MethodType
 
@@ -30,6 +31,7 @@ from .codec cimport (
     write_frame,
 )
 from .net.stream cimport StreamEnd, new_receive_buffer
+from .traffic cimport SharedTraffic, count_frame, traffic_stats
 from .wire cimport PF_FRAME_OK, pf_close_code_valid, pf_mask, pf_write_frame_header
 
 from .codec import WSCloseCode as CloseCode
@@ -38,6 +40,7 @@ from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtoco
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
 from .states import WSDisconnectCause, WSState
+from .stats import TransportStats
 
 cimport cython
 
@@ -320,6 +323,27 @@ cdef class WSTransport(StreamHandler):
         """bool: whether pause_reading() is in effect."""
         return self.stream is not None and self.stream.reading_paused
 
+    def stats(self):
+        """Return what was counted so far, and what is now, as :class:`TransportStats`; also after the end."""
+        cdef double difference = time.time() - pf_monotonic()   # of the clocks
+        last_received = self.stream.last_received()
+        if last_received is None and self.timed:
+            last_received = self.last_received
+        return TransportStats(
+            received=traffic_stats(self.traffic.received),
+            sent=traffic_stats(self.traffic.sent),
+            messages_joined=self.messages_joined,
+            backlog_bytes=self.write_backlog,
+            backlog_highest_bytes=self.backlog_highest,
+            reading_pauses=self.reading_pauses,
+            writing_pauses=self.writing_pauses,
+            pings_sent=self.pings_sent,
+            round_trip_ns=None if self.round_trip < 0 else int(self.round_trip * 1e9),
+            round_trip_smoothed_ns=None if self.round_trip < 0 else int(self.smoothed_round_trip * 1e9),
+            connected_at_ns=None if self.parser is None else int((difference + self.connected_at) * 1e9),
+            last_received_at_ns=None if last_received is None else int((difference + last_received) * 1e9),
+        )
+
     def __repr__(self):
         side = "client" if self.is_client_side else "server"
         return f"<WSTransport {side} {_STATES[self.state_code].name.lower()} at {id(self):#x}>"
@@ -401,6 +425,7 @@ cdef class WSTransport(StreamHandler):
             self._sending_data(fin)
         header_size = <Py_ssize_t> pf_write_frame_header(header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL)
         memcpy(buffer - header_size, header, <size_t> header_size)
+        self._count_sent(msg_type, size)
         self.stream.write(<const uint8_t*> buffer - header_size, header_size + size, NULL, 0)
         if self.outbox is not None and not self.in_message:
             self.outbox.may_write()
@@ -420,6 +445,7 @@ cdef class WSTransport(StreamHandler):
             self._sending_data(fin)
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, MsgType(msg_type).name, size)
+        self._count_sent(msg_type, size)
         if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
             size = write_frame(self.scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
             self.stream.write(self.scratch, size, NULL, 0)
@@ -433,6 +459,12 @@ cdef class WSTransport(StreamHandler):
         if self.outbox is not None and not self.in_message:
             self.outbox.may_write()
         return self._check_backlog()
+
+    cdef int _count_sent(self, int msg_type, Py_ssize_t size) noexcept:
+        count_frame(&self.traffic.sent[msg_type], size)
+        if self.shared_traffic != NULL:
+            count_frame(&self.shared_traffic.sent[msg_type], size)
+        return 0
 
     cdef bint _can_send(self) noexcept:
         return not (self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing)
@@ -475,6 +507,7 @@ cdef class WSTransport(StreamHandler):
         cdef Py_ssize_t size = self.stream.backlog_size()
         if size == 0 or self.stream.closing:
             return 0
+        self.backlog_highest = max(self.backlog_highest, size)
         if 0 <= self.max_backlog < size:
             self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)
             self.receiving = False
@@ -534,6 +567,7 @@ cdef class WSTransport(StreamHandler):
             self.scratch, WSMsgType.CLOSE, True, 0, <const uint8_t*> PyBytes_AS_STRING(payload), len(payload),
             self.is_client_side,
         )
+        self._count_sent(WSMsgType.CLOSE, len(payload))
         self.stream.write(self.scratch, size, NULL, 0)
         self.is_close_frame_sent = True
         self.held_pong = None
@@ -575,6 +609,7 @@ cdef class WSTransport(StreamHandler):
         if self.state_code == OPEN and not self.stream.reading_paused:
             self.stream.pause_reading()
             self.receiving = False
+            self.reading_pauses += 1
 
     cpdef resume_reading(self):
         """Receive again; frames that had arrived already come first."""
@@ -721,9 +756,9 @@ cdef class WSTransport(StreamHandler):
         self.state_code = OPEN
         self.receiving = True
         self.stream.coalescing = options.coalesce_writes
+        self.connected_at = self.last_received = pf_monotonic()
         if options.enable_auto_ping:
             self.timed = True
-            self.last_received = pf_monotonic()
             self.auto_ping = AutoPing(
                 int(options.auto_ping_strategy), options.auto_ping_idle_timeout, options.auto_ping_reply_timeout,
                 self.last_received,
@@ -839,6 +874,9 @@ cdef class WSTransport(StreamHandler):
         return used
 
     cdef int _on_frame(self, WSFrame frame) except -1:
+        count_frame(&self.traffic.received[<int> frame.msg_type], frame.payload_size)
+        if self.shared_traffic != NULL:
+            count_frame(&self.shared_traffic.received[<int> frame.msg_type], frame.payload_size)
         if frame.msg_type == WSMsgType.CLOSE:
             return self._on_close_frame(frame)
         if self.is_close_frame_sent:
@@ -935,14 +973,28 @@ cdef class WSTransport(StreamHandler):
 
     cdef int _on_pong(self, WSFrame frame) except -1:
         cdef bytes payload = frame.get_payload_as_bytes() if frame is not None else b""
+        cdef double now = pf_monotonic()
         if self.auto_ping is not None:
-            self.auto_ping.pong_received(pf_monotonic())
+            self.auto_ping.pong_received(now)
             if not self.stream.closing and self.state_code == OPEN:
-                self._arm(self.auto_ping.deadline - pf_monotonic())
+                self._arm(self.auto_ping.deadline - now)
         if self.round_trips is not None and self.round_trips.pong_received(payload):
+            self._took(now - self.measuring_ping_sent)
             if self.pong_waiter is not None and not self.pong_waiter.done():
-                self.pong_waiter.set_result(pf_monotonic())
+                self.pong_waiter.set_result(now)
+        elif self.auto_ping_sent:
+            self._took(now - self.auto_ping_sent)
+        self.auto_ping_sent = 0
         return self._update_pong_expected()
+
+    cdef int _took(self, double seconds) noexcept:
+        """A ping was answered."""
+        if self.round_trip < 0:
+            self.smoothed_round_trip = seconds
+        else:
+            self.smoothed_round_trip += (seconds - self.smoothed_round_trip) / 8     # RFC 6298 2.3
+        self.round_trip = seconds
+        return 0
 
     cdef int _update_pong_expected(self) except -1:
         self.pong_expected = (
@@ -962,6 +1014,7 @@ cdef class WSTransport(StreamHandler):
 
     cdef object _ping(self):
         """Returns what the listener raised, None if nothing."""
+        self.pings_sent += 1
         try:
             (<object> self.ws_listener).send_user_specific_ping(self)
         except BaseException as error:
@@ -1005,7 +1058,7 @@ cdef class WSTransport(StreamHandler):
         if (not numbered and not self.round_trips.outstanding
                 and self.auto_ping is not None and self.auto_ping.awaiting_pong):
             self.round_trips.next_payload()     # the answer to auto-ping's comes first
-        started = pf_monotonic()
+        started = self.measuring_ping_sent = pf_monotonic()
         if not numbered:
             error = self._ping()
             if error is not None:
@@ -1017,6 +1070,7 @@ cdef class WSTransport(StreamHandler):
             self._arm(self.auto_ping.deadline - started)
         self._update_pong_expected()
         if numbered:
+            self.pings_sent += 1
             self.send_ping(payload)
         try:
             return await waiter - started
@@ -1069,6 +1123,9 @@ cdef class WSTransport(StreamHandler):
             self.logger.info("%r: no pong within %s s", self, self.options.auto_ping_reply_timeout)
             return 0
         if action == PingAction.PING:
+            # Of several that are awaited, no answer tells which it is for.
+            if self.pong_waiter is None:
+                self.auto_ping_sent = 0 if self.auto_ping.awaiting_pong else now
             self.auto_ping.ping_sent(now)
             self._update_pong_expected()
             if self.pong_waiter is None:
@@ -1157,6 +1214,7 @@ cdef class WSTransport(StreamHandler):
         return self._close_stream()
 
     cdef int stream_pause_writing(self) except -1:
+        self.writing_pauses += 1
         if self.ws_listener is not None and self.state_code != CLOSED:
             try:
                 (<object> self.ws_listener).pause_writing()
@@ -1249,6 +1307,11 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     transport.is_client_side = is_client_side
     transport.is_secure = is_secure
     transport.server = server
+    transport.round_trip = -1
+    traffic = getattr(server, "traffic", None)
+    if traffic is not None:
+        transport.shared_traffic = &(<SharedTraffic?> traffic).counters
+        transport.shared_traffic_owner = traffic
     scratch = _scratch_buffers.get(loop)
     if scratch is None:
         scratch = _scratch_buffers[loop] = new_receive_buffer(SCRATCH_SIZE + MAX_HEADER_SIZE)

@@ -23,6 +23,7 @@ from .connections import CLOSED, ConnectionTable, ServerStats
 from .handshake import HandshakeRefusedError
 from .listening import Acceptor, LoopAcceptor
 from .states import WSDisconnectCause
+from .traffic import SharedTraffic
 
 __all__ = ["Connection", "Server"]
 
@@ -88,6 +89,8 @@ class Server:
             max_per_ip=max_connections_per_ip,
             max_handshakes=max_pending_handshakes,
         )
+        #: Its connections add to this.
+        self.traffic = SharedTraffic()
         self._is_serving = False
         self._is_closed = False
         self._all_ended = asyncio.Event()
@@ -114,7 +117,7 @@ class Server:
     def stats(self) -> ServerStats:
         """Return what was counted so far, and what there is now. Costs the same for any number of
         connections."""
-        return self._connections.stats()
+        return self._connections.stats(self.traffic.received, self.traffic.sent)
 
     # --- Whether a connection may come, and how it went: called by ``server`` and the transport
 

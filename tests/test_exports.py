@@ -16,6 +16,7 @@ import picows_fast
 PACKAGE = Path(picows_fast.__file__).parent
 EXTENSIONS = (
     "codec",
+    "traffic",
     "core",
     "net.stream",
     "net.tcp",

@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "exceptions": set(),
     "states": set(),
+    "stats": set(),
+    "traffic": {"stats"},
     "keepalive": set(),
     "origins": set(),
     "options": {"origins"},
@@ -45,11 +47,11 @@ ALLOWED: dict[str, set[str]] = {
     "net.foreign": {"net", "net.stream"},
     "net.open": NET,
     "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive"}
-    | {"http_messages"},
+    | {"http_messages", "stats", "traffic"},
     "connecting": {"exceptions", "url"},
     "listening": set(),
-    "connections": {"states"},
-    "serving": {"codec", "states", "handshake", "connections", "listening"},
+    "connections": {"states", "stats"},
+    "serving": {"codec", "states", "handshake", "connections", "listening", "traffic"},
     "client": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     "server": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     # Beside them: an event loop that calls streams in C.
@@ -192,7 +194,7 @@ cdef extern from "Python.h":
     ]
     assert imports(PACKAGE / "core.pyx")[0] >= {"codec", "net.stream", "wire", "exceptions"}
     assert "asyncio" in imports(PACKAGE / "core.pyx")[1]
-    assert imports(PACKAGE / "core.pxd")[0] == {"codec", "net.stream"}
+    assert imports(PACKAGE / "core.pxd")[0] == {"codec", "net.stream", "traffic"}
     assert imports(PACKAGE / "net" / "open.py")[0] >= {"net.tcp", "net.foreign"}
     assert imports(PACKAGE / "client.py")[0] >= {"core", "options", "net.open"}
 
@@ -250,6 +252,7 @@ def test_declarations_need_no_header():
     for name in (
         "core.pxd",
         "codec.pxd",
+        "traffic.pxd",
         "net/stream.pxd",
         "layers/messages.pxd",
         "layers/broadcast.pxd",

@@ -17,6 +17,7 @@ from picows_fast.layers.metrics import (
     server_metrics,
 )
 from picows_fast.states import WSDisconnectCause
+from picows_fast.stats import TrafficStats
 
 # A line of the text format 0.0.4, as Prometheus' documentation gives its grammar.
 SAMPLE = re.compile(
@@ -137,6 +138,12 @@ def test_every_counter_is_there() -> None:
     expected |= {f'closed_total{{cause="{cause.name.lower()}"}}': 0 for cause in WSDisconnectCause}
     expected['refused_total{reason="origin"}'] = 1
     expected['closed_total{cause="peer_fin"}'] = 1
+    expected |= {
+        f'{name}{{direction="{direction}",type="{msg_type}"}}': 0
+        for name in ("frames_total", "payload_bytes_total")
+        for direction in ("received", "sent")
+        for msg_type in TrafficStats().by_type
+    }
     assert found == {f"picows_fast_{name}": value for name, value in expected.items()}
 
 

@@ -114,6 +114,12 @@ cdef _Message encode(int msg_type, message, key):
     return encoded
 
 
+cdef inline Py_ssize_t payload_size_of(bytes frame):
+    """Of a server's frame (RFC 6455 5.2)."""
+    cdef int length = PyBytes_AS_STRING(frame)[1]
+    return PyBytes_GET_SIZE(frame) - (2 if length < 126 else 4 if length == 126 else 10)
+
+
 cdef bytes frame_of(int msg_type, const char *payload, Py_ssize_t size):
     cdef uint8_t[MAX_HEADER_SIZE] header
     cdef Py_ssize_t header_size = <Py_ssize_t> pf_write_frame_header(
@@ -405,6 +411,8 @@ cdef class _ClientOutbox(_Outbox):
                 subscription = <Subscription> entry.subscription
                 subscription.sent += 1
                 subscription.channel.sent += 1
+                frame = (<_Message> entry.message).frame
+                transport._count_sent(PyBytes_AS_STRING(frame)[0] & 0x0F, payload_size_of(frame))
                 self.remove(number)
         return 0
 

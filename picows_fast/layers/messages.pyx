@@ -265,6 +265,8 @@ cdef class WSMessageListener(WSListener):
         message = self._assembler(transport).add(frame)
         if message is None:
             return
+        if message is not frame:
+            transport.messages_joined += 1
         if not self.call_known:
             self._find_message_call()
         if self.message_call == CALL_PYTHON:

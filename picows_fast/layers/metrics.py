@@ -63,6 +63,14 @@ def server_metrics(
 
     answered = {str(status): count for status, count in sorted(stats.answered.items())}
     closed = {cause.name.lower(): count for cause, count in stats.closed.items()}
+
+    def traffic(field: str) -> Samples:
+        return [
+            ({**common, "direction": direction, "type": name}, getattr(count, field))
+            for direction, counts in (("received", stats.received), ("sent", stats.sent))
+            for name, count in counts.by_type.items()
+        ]
+
     return [
         metric("connections", "gauge", "Open WebSocket connections.", one(stats.connections)),
         metric("handshakes", "gauge", "Connections without a response.", one(stats.handshakes)),
@@ -89,6 +97,13 @@ def server_metrics(
             "counter",
             "WebSocket connections that have ended, by cause.",
             by("cause", closed),
+        ),
+        metric("frames_total", "counter", "Frames, by direction and type.", traffic("frames")),
+        metric(
+            "payload_bytes_total",
+            "counter",
+            "Bytes of payload, by direction and type of their frame.",
+            traffic("payload_bytes"),
         ),
     ]
 

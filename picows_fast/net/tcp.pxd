@@ -17,6 +17,7 @@ cdef class TcpStream(ByteStream):
         bint quick_ack          # TCP_QUICKACK is set again after each read
         object sock
         object peername
+        object ended_after      # last_received(), once closed
         bint reading            # the loop watches the descriptor for reading
         unsigned long watches   # how often it began to
         bint writing            # ... for writing

@@ -401,6 +401,7 @@ cdef class TcpStream(ByteStream):
         if self.closed:
             return 0
         self.peername = self.get_extra_info("peername")
+        self.ended_after = self.last_received()
         try:
             self._stop_reading()
             self._stop_writing()
@@ -409,6 +410,9 @@ cdef class TcpStream(ByteStream):
             self.sock.close()
             ByteStream.finish(self)
         return 0
+
+    def last_received(self):
+        return self.ended_after if self.closed else ByteStream.last_received(self)
 
     def get_extra_info(self, name, default=None):
         if name == "socket":

@@ -385,6 +385,9 @@ cdef class TlsStream(ByteStream):
         ByteStream.set_write_buffer_limits(self, high, low)
         self.lower.set_write_buffer_limits(high, low)
 
+    def last_received(self):
+        return self.lower.last_received()
+
     def get_extra_info(self, name, default=None):
         if name in TLS_INFO:
             return TLS_INFO[name](self.tls)

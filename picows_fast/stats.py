@@ -1,0 +1,92 @@
+"""What is counted of a connection, as it is told: immutable, with units in the names.
+
+Owns the names. Counting is done in C: ``traffic`` has the counters of frames, ``core`` the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+__all__ = ["FrameCount", "TrafficStats", "TransportStats"]
+
+
+class FrameCount(NamedTuple):
+    """How many frames, and the bytes of payload in them."""
+
+    frames: int = 0
+    """Number of frames."""
+    payload_bytes: int = 0
+    """Bytes, without the frames' headers."""
+
+
+_NOTHING: Final = FrameCount()
+
+
+@dataclass(frozen=True)
+class TrafficStats:
+    """The frames that went in one direction, by type (RFC 6455 5.2)."""
+
+    continuation: FrameCount = _NOTHING
+    """Fragments of a message but for the first."""
+    text: FrameCount = _NOTHING
+    """TEXT frames, first fragments among them."""
+    binary: FrameCount = _NOTHING
+    """BINARY frames, first fragments among them."""
+    close: FrameCount = _NOTHING
+    """CLOSE frames."""
+    ping: FrameCount = _NOTHING
+    """PING frames."""
+    pong: FrameCount = _NOTHING
+    """PONG frames."""
+
+    @property
+    def by_type(self) -> dict[str, FrameCount]:
+        """The counts by name."""
+        return {
+            "continuation": self.continuation,
+            "text": self.text,
+            "binary": self.binary,
+            "close": self.close,
+            "ping": self.ping,
+            "pong": self.pong,
+        }
+
+    @property
+    def total(self) -> FrameCount:
+        """The sum over all types."""
+        counts = self.by_type.values()
+        return FrameCount(
+            sum(count.frames for count in counts), sum(count.payload_bytes for count in counts)
+        )
+
+
+@dataclass(frozen=True)
+class TransportStats:
+    """What happened on a connection so far, and what is now."""
+
+    received: TrafficStats
+    """Frames that came and broke no rule, whether they were given to the listener or not."""
+    sent: TrafficStats
+    """Frames that were sent, be it into the backlog."""
+    messages_joined: int
+    """Messages of several frames that ``layers.messages`` put together."""
+    backlog_bytes: int
+    """Now: bytes that were sent and that the operating system has not taken yet."""
+    backlog_highest_bytes: int
+    """The most that ``backlog_bytes`` has been after a frame was sent."""
+    reading_pauses: int
+    """How often ``pause_reading`` stopped the connection from receiving."""
+    writing_pauses: int
+    """How often the backlog went above ``write_high_watermark``."""
+    pings_sent: int
+    """Pings of auto-ping and of ``measure_roundtrip_time``, whatever they were sent as."""
+    round_trip_ns: int | None
+    """The last round trip that one of these pings took, nanoseconds; None before the first."""
+    round_trip_smoothed_ns: int | None
+    """The round trips smoothed: each new one counts for an eighth, as in RFC 6298 2.3."""
+    connected_at_ns: int | None
+    """When the opening handshake was done, Unix time in nanoseconds; None before."""
+    last_received_at_ns: int | None
+    """When bytes came last, Unix time in nanoseconds: by the operating system's account, to some
+    milliseconds, on TCP and Linux; elsewhere with auto-ping only. None if it is not known."""

@@ -1,7 +1,7 @@
 # What a developer can run. Each target works in a fresh clone; dev.py does the work.
 PYTHON ?= python3
 
-.PHONY: help build demo test lint types sanitize fuzz soak conformance bench dist clean
+.PHONY: help build demo test lint types sanitize fuzz soak conformance bench docs dist clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,9 @@ conformance: ## the Autobahn test suite against server and client; needs a Pytho
 
 bench: ## the benchmarks, against peers and C; BENCH="--quick" for three minutes of them
 	$(PYTHON) dev.py bench $(BENCH)
+
+docs: ## the documentation as HTML, with warnings as errors, and its doctests
+	$(PYTHON) dev.py docs
 
 dist: ## sdist and wheel, installed and tried out away from the checkout
 	$(PYTHON) dev.py dist

@@ -8,6 +8,7 @@ compiler.
     python3 dev.py soak [SECONDS] [options]   random clients, servers and faults
     python3 dev.py bench [options]      the benchmarks: --quick, --only NAMES, ...; --help tells
     python3 dev.py sanitize [pytest args]   the tests with address and undefined behaviour checks
+    python3 dev.py docs                 the documentation, in build/docs; its examples are run
     python3 dev.py dist                 sdist and wheel in dist/, installed and tried out elsewhere
     python3 dev.py lint | types | build | clean
 
@@ -183,6 +184,15 @@ def bench(arguments: list[str]) -> None:
     run(PYTHON, "-m", "benchmarks", *arguments)
 
 
+def docs(arguments: list[str]) -> None:
+    """The documentation as HTML, with warnings as errors, and its doctests."""
+    run(PYTHON, "-m", "pip", "install", "--quiet", "--group", "docs")
+    for builder in ("html", "doctest"):
+        output = ROOT / "build" / "docs" / builder
+        run(PYTHON, "-m", "sphinx", "-q", "-W", "-b", builder, "docs", output, *arguments)
+    print(f"see {ROOT / 'build' / 'docs' / 'html' / 'index.html'}")
+
+
 def dist(arguments: list[str]) -> None:
     """The sdist, the wheel made from it, and both tried out in environments of their own."""
     run(PYTHON, "-m", "pip", "install", "--quiet", "--group", "dist")
@@ -213,6 +223,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "conformance": conformance,
     "bench": bench,
     "dist": dist,
+    "docs": docs,
     "build": lambda arguments: None,
     "clean": clean,
 }

@@ -21,12 +21,8 @@ class Subscriber(WSListener):
         subscribers.discard(transport)
         print(f"client gone: {transport.disconnect_cause!r}", flush=True)
 
-    # Where a new update replaces the earlier ones, skip the client from here to resume_writing.
-    def pause_writing(self) -> None:
+    def pause_writing(self) -> None:  # and resume_writing, when it has caught up
         print("client is slow", flush=True)
-
-    def resume_writing(self) -> None:
-        print("client has caught up", flush=True)
 
 
 async def publish(rate: int) -> None:
@@ -47,10 +43,8 @@ async def main(port: int, rate: int) -> None:
         port,
         coalesce_writes=True,  # what one turn of the loop publishes leaves in one system call
         max_write_backlog=256 * 1024,  # bytes that one client may be behind
-        max_connections=10_000,  # one more gets 503
-        max_pending_handshakes=200,  # and waits in the system's queue above this
-        enable_auto_ping=True,  # find clients that have vanished, too
         enable_auto_close=True,
+        enable_auto_ping=True,  # find clients that have vanished, too
     )
     print(f"listening on ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", flush=True)
     stop = asyncio.Event()
@@ -58,11 +52,9 @@ async def main(port: int, rate: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     publishing = asyncio.create_task(publish(rate))
     await stop.wait()
-    # A second for all of them: thousands of clients that come back at once are a burden, too.
     await server.shutdown(code=WSCloseCode.SERVICE_RESTART, timeout=10, spread=1)
     publishing.cancel()
 
 
 if __name__ == "__main__":
-    defaults = ["9001", "100"]
-    asyncio.run(main(*map(int, sys.argv[1:] + defaults[len(sys.argv) - 1 :])))
+    asyncio.run(main(*map(int, sys.argv[1:] + ["9001", "100"][len(sys.argv) - 1 :])))

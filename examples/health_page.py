@@ -1,7 +1,4 @@
-"""WebSocket and a little plain HTTP on one port: a health check, metrics for Prometheus, a page.
-
-python examples/health_page.py [port]        try it with: curl http://127.0.0.1:9001/health
-"""
+"""WebSocket and a little plain HTTP on one port. python examples/health_page.py [port]"""
 
 import asyncio
 import signal
@@ -17,6 +14,7 @@ PAGE = b"""<!doctype html><title>feed</title><h1>...</h1><script>
 const feed = new WebSocket(location.href.replace(/^http/, "ws") + "feed/page");
 feed.onmessage = event => document.querySelector("h1").textContent = event.data;
 </script>"""
+HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 routes = Router()
 server: Server
@@ -35,14 +33,8 @@ def feed(request: Request, name: str) -> WSListener:
     return Greeter()
 
 
-@routes.http("/")
-def page(request: Request) -> Response:
-    return Response.create_ok_response(PAGE, {"Content-Type": "text/html; charset=utf-8"})
-
-
-@routes.http("/health")
-def health(request: Request) -> str:
-    return f"{server.stats().connections} clients\n"
+routes.http("/health")(lambda request: f"{server.stats().connections} clients\n")  # the same
+routes.http("/")(lambda request: Response.create_ok_response(PAGE, HTML))
 
 
 @routes.http("/metrics")

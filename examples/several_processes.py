@@ -1,13 +1,12 @@
 """One server process per core, all on one port: the kernel spreads new connections over them.
 
 python examples/several_processes.py [port] [processes]
-
-SIGTERM or Ctrl-C ends all in order. A process that ends is started again: `kill -TERM` one after
-the other is a restart with the port always served. Clients get 1012, and find the others.
+SIGTERM or Ctrl-C ends all in order. A process that ends is started again, so `kill -TERM` one after
+the other restarts all. Their clients get 1012, and find the others.
 """
 
 import asyncio
-import multiprocessing.process
+import multiprocessing
 import os
 import signal
 import socket
@@ -42,25 +41,19 @@ def work(port: int) -> None:
 
 def main(port: int, count: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
-    processes: list[multiprocessing.process.BaseProcess] = []
     with socket.socket() as reserved:  # the port stays ours; not listening, it gets no connection
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((HOST, port))
         try:
             while True:
-                while len(processes) < count:
-                    processes.append(spawn.Process(target=work, args=reserved.getsockname()[1:]))
-                    processes[-1].start()
-                wait([process.sentinel for process in processes])
-                for process in [each for each in processes if not each.is_alive()]:
-                    print(f"process {process.pid} has ended", flush=True)
-                    processes.remove(process)
+                while len(multiprocessing.active_children()) < count:
+                    spawn.Process(target=work, args=reserved.getsockname()[1:]).start()
+                wait([process.sentinel for process in multiprocessing.active_children()])
+                print("a process has ended", flush=True)
                 time.sleep(0.2)  # one that fails at once must not keep this one busy
         except KeyboardInterrupt:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
+            for process in multiprocessing.active_children():
+                process.terminate()  # and Python waits for all of them when it ends
 
 
 if __name__ == "__main__":

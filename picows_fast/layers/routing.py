@@ -75,11 +75,9 @@ class Router:
     first, then the others in the order in which they were added. "/a" and "/a/" are two paths.
     The query does not count; it is in `request.query`.
 
-    | the request | gets |
-    |---|---|
-    | for a path that nobody added | 404 |
-    | plain HTTP, to a path that has only a WebSocket | 426; HEAD: 405 |
-    | WebSocket, to a path that has only HTTP | the same answer as plain HTTP (RFC 9110 7.8) |
+    - A path that nobody added gets 404.
+    - Plain HTTP to a path that has only a WebSocket gets 426, HEAD 405.
+    - WebSocket to a path that has only HTTP gets what plain HTTP gets (RFC 9110 7.8).
     """
 
     def __init__(self) -> None:

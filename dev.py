@@ -114,6 +114,10 @@ def test(arguments: list[str]) -> None:
 def lint(arguments: list[str]) -> None:
     run(PYTHON, "-m", "ruff", "check", ".", *arguments)
     run(PYTHON, "-m", "ruff", "format", "--check", ".")
+    # Its rules for lines come from pycodestyle, which it looks for on the path.
+    path = os.pathsep.join([str(PYTHON.parent), os.environ["PATH"]])
+    folders = ("picows_fast", "fuzz", "tests", "examples")
+    run(PYTHON, "-m", "cython_lint.cython_lint", *folders, PATH=path)
 
 
 def types(arguments: list[str]) -> None:

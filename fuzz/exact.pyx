@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Drives FrameParser.start and take, and MessageAssembler behind them, as a connection does.
 
-The parser gets blocks of exactly the bytes that arrived: FrameParser.feed keeps spare room behind its bytes, where AddressSanitizer sees nothing wrong. Here the
-first byte behind them is out of bounds. Built for fuzzing only.
+The parser gets blocks of exactly the bytes that arrived: FrameParser.feed keeps spare room behind its bytes, where
+AddressSanitizer sees nothing wrong. Here the first byte behind them is out of bounds. Built for fuzzing only.
 """
 
 from libc.stdint cimport uint8_t

@@ -15,9 +15,8 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject, PyTypeObject
-from cpython.type cimport PyType_Modified
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memmove
@@ -170,7 +169,8 @@ cpdef bytes build_close_payload(int code, reason=None):
         raise ValueError(f"close code {code} must not be sent (RFC 6455 7.4)")
     if len(encoded) > MAX_CONTROL_SIZE - 2:
         raise ValueError(f"a close reason has at most 123 bytes (RFC 6455 5.5), got {len(encoded)}")
-    if pf_utf8_feed(PF_UTF8_ACCEPT, <const uint8_t*> PyBytes_AS_STRING(encoded), <size_t> len(encoded)) != PF_UTF8_ACCEPT:
+    cdef const uint8_t *data = <const uint8_t*> PyBytes_AS_STRING(encoded)
+    if pf_utf8_feed(PF_UTF8_ACCEPT, data, <size_t> len(encoded)) != PF_UTF8_ACCEPT:
         raise ValueError("a close reason must be UTF-8 (RFC 6455 5.5.1)")
     return code.to_bytes(2, "big") + encoded
 
@@ -263,10 +263,10 @@ cdef class WSFrame:
 
     def __repr__(self):
         return (
-            f"WSFrame({(<object> _msg_type_objects[self.msg_type & 15]).name}, fin={self.fin}, rsv1={self.rsv1}, rsv2={self.rsv2}, rsv3={self.rsv3}, "
+            f"WSFrame({(<object> _msg_type_objects[self.msg_type & 15]).name}, fin={self.fin}, "
+            f"rsv1={self.rsv1}, rsv2={self.rsv2}, rsv3={self.rsv3}, "
             f"last_in_buffer={self.last_in_buffer}, payload_size={self.payload_size}, tail_size={self.tail_size})"
         )
-
 
     def __reduce__(self):
         raise TypeError("WSFrame cannot be pickled; take its payload")

@@ -117,7 +117,7 @@ cdef class WSTransport(StreamHandler):
         object frame_method         # the bound method for CALL_PYTHON, the function for CALL_FUNCTION
         Vectorcall frame_function
         object listener_state       # what a listener of picows_fast.layers keeps about this connection
-        Py_ssize_t unfinished_shown # bytes that _unfinished_payload() got of this frame; -1: it is not wanted
+        Py_ssize_t unfinished_shown  # bytes that _unfinished_payload() got of this frame; -1: it is not wanted
         bint trace                  # frames are logged, at PICOWS_DEBUG_LL
         bint asks_pong              # is_user_specific_pong() is overridden
 

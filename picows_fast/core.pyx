@@ -32,7 +32,7 @@ from .codec cimport (
 )
 from .net.stream cimport StreamEnd, new_receive_buffer
 from .traffic cimport SharedTraffic, count_frame, traffic_stats
-from .wire cimport PF_FRAME_OK, pf_close_code_valid, pf_mask, pf_write_frame_header
+from .wire cimport PF_FRAME_OK, pf_mask, pf_write_frame_header
 
 from .codec import WSCloseCode as CloseCode
 from .codec import WSMsgType as MsgType
@@ -799,7 +799,8 @@ cdef class WSTransport(StreamHandler):
 
     cdef int _handshake_failed(self, cause, error) except -1:
         self._set_cause(cause, error)
-        # KeyboardInterrupt and SystemExit are raised to the event loop; a task that was given them would raise them again.
+        # KeyboardInterrupt and SystemExit are raised to the event loop; a task that was given them would raise them
+        # again.
         if (self.connected_future is not None and not self.connected_future.done()
                 and not isinstance(error, (KeyboardInterrupt, SystemExit))):
             if isinstance(error, (StopIteration, asyncio.CancelledError)):

@@ -213,9 +213,9 @@ cdef class WSMessageListener(WSListener):
     """Base of a listener that gets messages. The settings are keyword-only, and have defaults if a subclass does not
     call this ``__init__``.
 
-    Override :meth:`on_ws_message`; the other methods are those of :class:`WSListener`, but for ``on_ws_frame``, which is
-    what joins frames. What breaks the rules ends the connection: text that is not UTF-8 with close code 1007, a limit
-    exceeded with 1009, a bad sequence of frames with 1002. A listener may serve many connections.
+    Override :meth:`on_ws_message`; the other methods are those of :class:`WSListener`, but for ``on_ws_frame``, which
+    is what joins frames. What breaks the rules ends the connection: text that is not UTF-8 with close code 1007, a
+    limit exceeded with 1009, a bad sequence of frames with 1002. A listener may serve many connections.
 
     :param max_message_size: bytes of payload that one message may have; ``max_frame_size`` limits each frame besides
     :param max_fragments: frames that one message may have; empty ones count

@@ -1,7 +1,7 @@
 # LoopSelector: the selector of picows_fast.new_event_loop().
 #
-# Owns: the epoll descriptor, who watches which descriptor, waiting. Does not own: the event loop, which is asyncio's and
-# unchanged; what a stream does when it is ready.
+# Owns: the epoll descriptor, who watches which descriptor, waiting. Does not own: the event loop, which is asyncio's
+# and unchanged; what a stream does when it is ready.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

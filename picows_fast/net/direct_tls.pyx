@@ -4,8 +4,8 @@
 
 Everything about TLS is decided by the caller's :class:`ssl.SSLContext`, which also makes the handshake: the ``ssl``
 module's own object is used, with the descriptor in place of the memory BIO that it would read from, and one that joins
-the records of a write (``records.h``) in place of that which it would write to. Records are read and written through the
-OpenSSL that the ``ssl`` module has loaded, without a Python call.
+the records of a write (``records.h``) in place of that which it would write to. Records are read and written through
+the OpenSSL that the ``ssl`` module has loaded, without a Python call.
 
 Where that cannot be had with certainty (:data:`AVAILABLE` is False, or :meth:`DirectTlsStream.create` returns None),
 ``tls.TlsStream`` does the same by public means.
@@ -133,7 +133,8 @@ cdef class DirectTlsStream(TcpStream):
         if not AVAILABLE:
             return None
         tls = context.wrap_bio(
-            ssl_module.MemoryBIO(), ssl_module.MemoryBIO(), server_side=server_side, server_hostname=server_hostname, session=session
+            ssl_module.MemoryBIO(), ssl_module.MemoryBIO(),
+            server_side=server_side, server_hostname=server_hostname, session=session
         )
         found = pf_ssl_of(&openssl, getattr(tls, "_sslobj", None), context)
         if found == NULL or openssl.SSL_set_rfd(found, sock.fileno()) != 1:
@@ -275,7 +276,6 @@ cdef class DirectTlsStream(TcpStream):
 
     cdef int _read_failed_with(self, int error, int system_error) except -1:
         """Find out how the stream ended."""
-        cdef char[256] text
         if error == PF_SSL_ERROR_SYSCALL and system_error:
             self.found_end = system_end(system_error)
         elif error == PF_SSL_ERROR_SYSCALL or pf_ssl_is_at_eof(&openssl, self.ssl):

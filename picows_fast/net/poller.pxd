@@ -1,7 +1,7 @@
 # Poller: a loop's selector that calls streams by itself.
 #
-# Owns: the interface between a stream that has a descriptor and a selector that can call it in C. Does not own: waiting,
-# which is the selector's (picows_fast.loop); what is done when a descriptor is ready, which is the stream's.
+# Owns: the interface between a stream that has a descriptor and a selector that can call it in C. Does not own:
+# waiting, which is the selector's (picows_fast.loop); what is done when a descriptor is ready, which is the stream's.
 
 from .stream cimport ByteStream
 

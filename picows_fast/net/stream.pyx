@@ -33,7 +33,6 @@ cdef enum:
     # An empty backlog keeps this much memory for the next time.
     BACKLOG_KEPT = 16 * 1024
 
-
     # Where Linux's struct tcp_info has the milliseconds since data came: 8 bytes, then the twelfth of 4 bytes.
     TCP_LAST_DATA_RECV = 8 + 11 * 4
 
@@ -77,7 +76,6 @@ cdef class ReadSpace:
             self.buffer = new_receive_buffer(self.buffer.capacity)
             self.base = 0
         return 0
-
 
     cdef ReceiveBuffer take_large(self, Py_ssize_t capacity):
         """Memory for a large unit."""

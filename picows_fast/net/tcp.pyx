@@ -2,8 +2,8 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """A ByteStream that owns a connected stream socket (TCP or Unix): ``add_reader`` and system calls in C.
 
-A loop whose selector is a Poller watches the descriptor without ``add_reader``, and calls in C, too. One readiness event
-is one ``recv`` into the shared buffer; one write is one ``send``. POSIX only.
+A loop whose selector is a Poller watches the descriptor without ``add_reader``, and calls in C, too. One readiness
+event is one ``recv`` into the shared buffer; one write is one ``send``. POSIX only.
 """
 
 import collections

@@ -522,6 +522,7 @@ async def test_memory_of_large_frames_over_tls_is_given_back(
     assert [listener.sizes for listener in listeners] == [[size]] * count
 
 
+@pytest.mark.native
 async def test_an_idle_connection_holds_a_few_kib():
     """A connection between two frames owns no receive buffer: some KiB each, headers and objects
     included."""

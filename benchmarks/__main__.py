@@ -36,7 +36,7 @@ WORKLOADS = (
     "latency",
     "many",
 )
-ON_REQUEST = ("sweep",)
+ON_REQUEST = ("sweep", "timestamps")
 
 
 def say(text: str) -> None:

@@ -171,6 +171,7 @@ async def _connect_once(
             so_busy_poll=options.so_busy_poll,
             so_prefer_busy_poll=options.so_prefer_busy_poll,
             so_incoming_cpu=options.so_incoming_cpu,
+            rx_timestamps=options.rx_timestamps,
         )
         context = (options.ssl_context or default_ssl_context()) if url.is_secure else None
         stream = await open_stream(
@@ -183,6 +184,7 @@ async def _connect_once(
             handshake_timeout=options.ssl_handshake_timeout,
             busy_poll=options.busy_poll,
             tcp_quickack=options.tcp_quickack,
+            rx_timestamps=options.rx_timestamps,
         )
         logger = resolve_logger(options.logger_name, "client")
         transport = new_transport(

@@ -62,6 +62,9 @@ cdef class WSFrame:
         readonly bint rsv2
         readonly bint rsv3
         readonly bint last_in_buffer        # no complete frame follows in the receive buffer
+        # When the kernel received the data that completed it, nanoseconds; -1: not known, None to Python code.
+        readonly long long recv_timestamp_ns            # CLOCK_REALTIME
+        readonly long long recv_hardware_timestamp_ns   # the network device's clock
 
         object _owner                       # keeps the memory behind payload_ptr alive
         Py_ssize_t _exports                 # memoryviews of the payload that are alive
@@ -74,6 +77,9 @@ cdef class WSFrame:
     cpdef WSCloseCode get_close_code(self)
     cpdef bytes get_close_message(self)
     cpdef str get_close_reason(self)
+
+    # Nanoseconds since recv_timestamp_ns; -1: not known.
+    cdef long long age(self) noexcept nogil
 
     cdef int _keep(self) except -1
 

@@ -48,6 +48,26 @@ from .exceptions import VIOLATIONS, WSPeerProtocolError
 cimport cython
 
 
+cdef extern from *:
+    """
+    #include <time.h>
+
+    /* Unix time. Only asked where there are times of arrival to compare it with, which Windows does not have. */
+    static inline long long pf_realtime_ns(void)
+    {
+    #ifdef _WIN32
+        return 0;
+    #else
+        struct timespec now;
+
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (long long)now.tv_sec * 1000000000 + now.tv_nsec;
+    #endif
+    }
+    """
+    long long pf_realtime_ns() nogil
+
+
 # --- Mask keys -----------------------------------------------------------------------------------
 
 cdef uint8_t[4096] _key_pool
@@ -188,10 +208,15 @@ cdef class WSFrame:
     Read-only attributes: ``msg_type``, a :class:`WSMsgType`; ``fin``, ``rsv1``, ``rsv2``, ``rsv3``, the header's bits
     as bool; ``payload_size``, bytes; ``tail_size``, the bytes that follow this frame in the receive buffer;
     ``last_in_buffer``, whether no complete frame follows there.
+
+    With the setting ``rx_timestamps``, ``recv_timestamp_ns`` tells when the kernel received the data that completed the
+    frame, Unix time in nanoseconds, and ``recv_hardware_timestamp_ns`` when the network device did, nanoseconds of its
+    own clock; None where that is not known. Frames of one read have the time of the last segment in it.
     """
 
     def __cinit__(self):
         self.payload_ptr = b""
+        self.recv_timestamp_ns = self.recv_hardware_timestamp_ns = -1
 
     def __init__(self):
         raise TypeError("WSFrame objects are made by FrameParser")
@@ -240,6 +265,16 @@ cdef class WSFrame:
         if self.msg_type != WSMsgType.CLOSE or self.payload_size <= 2:
             return None
         return PyUnicode_DecodeUTF8(self.payload_ptr + 2, self.payload_size - 2, NULL)
+
+    def age_ns(self):
+        """Return the nanoseconds since ``recv_timestamp_ns``: how long the frame waited; None if that is not known.
+
+        Both are the system's real-time clock: if that was set meanwhile, this is off by as much.
+        """
+        return None if self.recv_timestamp_ns < 0 else self.age()
+
+    cdef long long age(self) noexcept nogil:
+        return -1 if self.recv_timestamp_ns < 0 else pf_realtime_ns() - self.recv_timestamp_ns
 
     cdef int _keep(self) except -1:
         # Called when the callback is over and somebody still holds the frame. Existing views point into the
@@ -290,11 +325,22 @@ cdef extern from "Python.h":
 
 cdef (PyObject*)[16] _msg_type_objects
 cdef tuple _msg_types = tuple(WSMsgType)
-cdef PyGetSetDef _msg_type_getset
+cdef PyGetSetDef _msg_type_getset, _timestamp_getset, _hardware_timestamp_getset
 
 
 cdef object _get_msg_type(object self, void *closure):
     return <object> _msg_type_objects[(<WSFrame> self).msg_type & 15]
+
+
+# What is -1 to C code is None to Python code.
+cdef object _get_timestamp(object self, void *closure):
+    cdef long long stamp = (<WSFrame> self).recv_timestamp_ns
+    return None if stamp < 0 else stamp
+
+
+cdef object _get_hardware_timestamp(object self, void *closure):
+    cdef long long stamp = (<WSFrame> self).recv_hardware_timestamp_ns
+    return None if stamp < 0 else stamp
 
 
 cdef extern from *:
@@ -308,19 +354,25 @@ cdef extern from *:
     int pf_replace_attribute(object type, const char *name, object descriptor) except -1
 
 
-def _install_msg_type():
-    for member in _msg_types:
-        _msg_type_objects[<int> member] = <PyObject*> member
-    _msg_type_getset.name = "msg_type"
-    _msg_type_getset.get = _get_msg_type
-    _msg_type_getset.doc = "WSMsgType: the opcode (RFC 6455 5.2)"
-    pf_replace_attribute(
-        WSFrame, "msg_type", PyDescr_NewGetSet(<PyTypeObject*> WSFrame, &_msg_type_getset)
-    )
+cdef int _install(PyGetSetDef *attribute, const char *name, getter get, const char *doc) except -1:
+    attribute.name = name
+    attribute.get = get
+    attribute.doc = doc
+    return pf_replace_attribute(WSFrame, name, PyDescr_NewGetSet(<PyTypeObject*> WSFrame, attribute))
 
 
-_install_msg_type()
-del _install_msg_type
+for _member in _msg_types:
+    _msg_type_objects[<int> _member] = <PyObject*> _member
+del _member
+_install(&_msg_type_getset, "msg_type", _get_msg_type, "WSMsgType: the opcode (RFC 6455 5.2)")
+_install(
+    &_timestamp_getset, "recv_timestamp_ns", _get_timestamp,
+    "int: when the kernel received the data that completed the frame, Unix time in nanoseconds; None if not known",
+)
+_install(
+    &_hardware_timestamp_getset, "recv_hardware_timestamp_ns", _get_hardware_timestamp,
+    "int: when the network device did, nanoseconds of its own clock; None if not known",
+)
 
 
 # --- Parsing -------------------------------------------------------------------------------------

@@ -838,6 +838,8 @@ cdef class WSTransport(StreamHandler):
         if frame is None:
             frame = new_frame()
         frame._owner = owner
+        frame.recv_timestamp_ns = self.stream.arrived
+        frame.recv_hardware_timestamp_ns = self.stream.arrived_by_hardware
         if self.receiving:
             parser.start(data, size)
         while self.receiving and parser.look == PF_FRAME_OK:
@@ -848,6 +850,8 @@ cdef class WSTransport(StreamHandler):
                         frame._keep()
                         frame = new_frame()
                         frame._owner = owner
+                        frame.recv_timestamp_ns = self.stream.arrived
+                        frame.recv_hardware_timestamp_ns = self.stream.arrived_by_hardware
                     taken = parser.take(data + used, size - used, frame)
                     if taken < 0:
                         break

@@ -389,6 +389,14 @@ class ConnectionOptions:
         "the event loop's.",
     )
 
+    rx_timestamps: bool = setting(
+        False,
+        _flag,
+        "Whether frames carry the time at which the kernel received them "
+        "(WSFrame.recv_timestamp_ns). Linux and TCP, with TLS or without, for about 300 ns a read; "
+        "elsewhere, and over a transport of the event loop's, frames carry none.",
+    )
+
     use_aiofastnet: bool | None = setting(
         None, _anything, "Accepted for compatibility with picows; has no effect."
     )

@@ -162,6 +162,7 @@ async def ws_create_server(
                 so_busy_poll=options.so_busy_poll,
                 so_prefer_busy_poll=options.so_prefer_busy_poll,
                 so_incoming_cpu=options.so_incoming_cpu,
+                rx_timestamps=options.rx_timestamps,
             )
     except BaseException:
         for listening in sockets:
@@ -204,6 +205,7 @@ async def ws_create_server(
             server_side=True,
             handshake_timeout=timeout,
             tcp_quickack=options.tcp_quickack,
+            rx_timestamps=options.rx_timestamps,
         )
         serve(stream, key)
 

@@ -38,7 +38,9 @@ ON_OUR_LOOP = {
     "test_direct_tls",
     "test_feeds",
     "test_lifetime",
+    "test_stats",
     "test_streams",
+    "test_timestamps",
 }
 
 ROOT = Path(__file__).resolve().parent.parent

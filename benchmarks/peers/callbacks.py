@@ -1,7 +1,8 @@
 """picows_fast and picows: listeners whose methods are called, in Python and in Cython.
 
 `code` says what the listeners do. "same": both libraries run the same lines. "best": each does what
-is fastest with it. "channel": picows_fast publishes by `layers.broadcast`, picows sends in a loop.
+is fastest with it. "stamped": picows_fast does that, with rx_timestamps. "channel": picows_fast
+publishes by `layers.broadcast`, picows sends in a loop.
 The Cython listeners are in listeners.pyx.in, for both.
 """
 
@@ -214,7 +215,7 @@ class CallbackPeer:
         self._listeners = (cython_listeners if listener == "cython" else python_listeners)(library)
 
     async def serve(self, tls: ssl.SSLContext | None, handler: str) -> CallbackServer:
-        is_best = self._code == "best"
+        is_best = self._code in ("best", "stamped")
         echo = getattr(self._listeners, "EchoServerBest" if is_best else "EchoServerSame")
         connected: list[Any] = []
         can_cork = is_best and hasattr(self._module.WSTransport, "cork")
@@ -251,6 +252,8 @@ class CallbackPeer:
         options: dict[str, Any] = {}
         if self._code == "coalesce" and self._library == OURS:
             options["coalesce_writes"] = True
+        if self._code == "stamped" and self._library == OURS:
+            options["rx_timestamps"] = True
         server = await self._module.ws_create_server(
             lambda request: listener(),
             "127.0.0.1",
@@ -265,8 +268,9 @@ class CallbackPeer:
 
     async def _connect(self, factory: Any, tls: ssl.SSLContext | None, port: int) -> Any:
         url = f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
+        options = {"rx_timestamps": True} if self._code == "stamped" else {}
         return await self._module.ws_connect(
-            factory, url, ssl_context=tls, max_frame_size=MAX_FRAME_SIZE
+            factory, url, ssl_context=tls, max_frame_size=MAX_FRAME_SIZE, **options
         )
 
     async def echo(

@@ -198,6 +198,8 @@ cdef class MessageAssembler:
         message.payload_size = self.size
         message.tail_size = last.tail_size
         message.last_in_buffer = last.last_in_buffer
+        message.recv_timestamp_ns = last.recv_timestamp_ns
+        message.recv_hardware_timestamp_ns = last.recv_hardware_timestamp_ns
         message.fin = True
         message.msg_type = <WSMsgType> self.msg_type
         message._owner = joined

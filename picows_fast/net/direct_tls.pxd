@@ -1,6 +1,6 @@
 # See direct_tls.pyx.
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from .tcp cimport TcpStream
 
@@ -11,11 +11,23 @@ cdef extern from "records.h":
         size_t filled
 
 
+cdef extern from "stamped_source.h":
+    ctypedef struct pf_stamps:
+        int64_t software
+        int64_t hardware
+
+    ctypedef struct pf_source:
+        int fd
+        pf_stamps stamps
+
+
 cdef class DirectTlsStream(TcpStream):
     cdef:
         void *ssl                   # of `tls`, which keeps it alive
         void *bio                   # of `ssl`, for what it writes
         pf_records records          # what it has written
+        void *source_bio            # of `ssl`, for what it reads, where times of arrival are wanted; else NULL
+        pf_source source            # what it reads
         object tls                  # ssl.SSLObject
         bytearray held              # written, but not made into records yet: during a handshake, or corked
         bint handshaking
@@ -28,6 +40,7 @@ cdef class DirectTlsStream(TcpStream):
         object timer                # of the handshake
 
     cdef int _advance_handshake(self) except -1
+    cdef bint _read_records(self) except -1
     cdef int _handshake_over(self) except -1
     cdef int _end(self, int end, error) except -1
     cdef int _read_failed_with(self, int error, int system_error) except -1

@@ -61,6 +61,11 @@ cdef extern from "records.h":
     void pf_records_detach(const pf_openssl *library, void *bio, pf_records *records)
 
 
+cdef extern from "stamped_source.h":
+    void *pf_source_attach(const pf_openssl *library, void *handle, pf_source *source)
+    void pf_source_detach(const pf_openssl *library, void *bio)
+
+
 cdef enum:
     # A record carries this much plaintext at most (RFC 8446 5.1).
     RECORD_SIZE = 16 * 1024
@@ -71,6 +76,9 @@ cdef enum:
     MAX_UNREAD_ANSWERS = 64 * 1024
     # One system call fetches several records.
     READ_AHEAD = 64 * 1024
+    # A system call has one time of arrival: less is fetched where that is wanted, and each record given out by itself.
+    STAMPED_READ_AHEAD = 20 * 1024
+    STAMPED_RECORDS = 64
 
 cdef pf_openssl openssl
 cdef object WantRead = ssl_module.SSLWantReadError
@@ -117,6 +125,8 @@ cdef class DirectTlsStream(TcpStream):
     def __dealloc__(self):
         if self.bio != NULL:
             pf_records_detach(&openssl, self.bio, &self.records)
+        if self.source_bio != NULL:
+            pf_source_detach(&openssl, self.source_bio)
 
     @staticmethod
     def create(loop, sock, context, *, bint server_side=False, server_hostname=None, session=None,
@@ -215,7 +225,37 @@ cdef class DirectTlsStream(TcpStream):
 
     # --- in
 
+    cdef int _want_stamps(self) except -1:
+        TcpStream._want_stamps(self)
+        if self.stamped:
+            self.source.fd = self.fd
+            self.source.stamps.software = self.source.stamps.hardware = -1
+            self.source_bio = pf_source_attach(&openssl, self.ssl, &self.source)
+            if self.source_bio == NULL:
+                raise MemoryError()
+            openssl.SSL_set_default_read_buffer_len(self.ssl, STAMPED_READ_AHEAD)
+        return 0
+
     cdef bint _read_once(self) except -1:
+        cdef bint came = self._read_records()
+        cdef int records = 1
+        if not self.stamped:
+            return came
+        # A record at a time, as the next one may have come later.
+        while came and self.reading and not self.closing and not self.read_over and self.found_end is None:
+            if not openssl.SSL_has_pending(self.ssl) and not (
+                self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
+            ):
+                break
+            if records == STAMPED_RECORDS:
+                self.loop.call_soon(self._on_readable)
+                break
+            records += 1
+            if not self._read_records():
+                break       # the beginning of one
+        return came
+
+    cdef bint _read_records(self) except -1:
         cdef uint8_t *where
         cdef Py_ssize_t room
         cdef Py_ssize_t filled = 0
@@ -247,6 +287,10 @@ cdef class DirectTlsStream(TcpStream):
                     self._read_failed_with(error, system_error)
                 break
             filled += size
+            if self.stamped:
+                self.arrived = self.source.stamps.software
+                self.arrived_by_hardware = self.source.stamps.hardware
+                break
             if not openssl.SSL_has_pending(self.ssl) and not (
                 self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
             ):
@@ -429,6 +473,7 @@ cdef class DirectTlsStream(TcpStream):
         TcpStream.close(self)
 
     cdef int finish(self) except -1:
+        self.source.fd = -1
         self._handshake_over()
         self.held.clear()
         return TcpStream.finish(self)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .foreign import ForeignStream
 from .tls import TlsStream
@@ -43,6 +43,7 @@ async def open_stream(
     handshake_timeout: float | None = None,
     busy_poll: float = 0.0,
     tcp_quickack: bool = False,
+    rx_timestamps: bool = False,
 ) -> ByteStream:
     """Return the stream of a client's connection, which it owns from now on; it is not started yet.
 
@@ -51,6 +52,7 @@ async def open_stream(
     :param handshake_timeout: of TLS, seconds
     :param busy_poll: seconds to spin after a read; not over a transport
     :param tcp_quickack: keep TCP_QUICKACK on; not over a transport
+    :param rx_timestamps: have the kernel note when data comes; not over a transport
     """
     stream: ByteStream
     if not isinstance(connection, socket.socket):
@@ -73,6 +75,7 @@ async def open_stream(
             handshake_timeout=handshake_timeout,
             busy_poll=busy_poll,
             tcp_quickack=tcp_quickack,
+            rx_timestamps=rx_timestamps,
         )
     try:
         return with_tls(
@@ -98,14 +101,21 @@ def socket_stream(
     handshake_timeout: float | None = None,
     busy_poll: float = 0.0,
     tcp_quickack: bool = False,
+    rx_timestamps: bool = False,
 ) -> ByteStream:
     """Return the stream of a connected, non-blocking socket, which it owns from now on.
 
     :param handshake_timeout: of TLS, seconds
     :param busy_poll: seconds to spin after a read
     :param tcp_quickack: keep TCP_QUICKACK on
+    :param rx_timestamps: have the kernel note when data comes
     """
-    tcp_quickack = tcp_quickack and sock.family in (socket.AF_INET, socket.AF_INET6)
+    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+    tuning: dict[str, Any] = {
+        "busy_poll": busy_poll,
+        "quick_ack": tcp_quickack and is_tcp,
+        "timestamps": rx_timestamps and is_tcp,
+    }
     if context is not None:
         direct = DirectTlsStream.create(
             loop,
@@ -117,10 +127,10 @@ def socket_stream(
             handshake_timeout=handshake_timeout,
         )
         if direct is not None:
-            direct.tune(busy_poll=busy_poll, quick_ack=tcp_quickack)
+            direct.tune(**tuning)
             return direct
     stream = TcpStream(loop, sock)
-    stream.tune(busy_poll=busy_poll, quick_ack=tcp_quickack)
+    stream.tune(**tuning)
     return with_tls(
         stream,
         context,

@@ -24,6 +24,7 @@ typedef struct pf_openssl {
     void *(*SSL_get_rbio)(const void *ssl);
     long (*BIO_ctrl)(void *bio, int command, long number, void *pointer);
     void *(*BIO_meth_new)(int type, const char *name);
+    int (*BIO_meth_set_read)(void *method, int (*read)(void *bio, char *data, int size));
     int (*BIO_meth_set_write)(void *method, int (*write)(void *bio, const char *data, int size));
     int (*BIO_meth_set_ctrl)(void *method, long (*ctrl)(void *bio, int command, long number, void *pointer));
     void *(*BIO_new)(const void *method);
@@ -32,6 +33,9 @@ typedef struct pf_openssl {
     void *(*BIO_get_data)(void *bio);
     int (*BIO_up_ref)(void *bio);
     int (*BIO_free)(void *bio);
+    void (*BIO_set_flags)(void *bio, int flags);
+    void (*BIO_clear_flags)(void *bio, int flags);
+    void (*SSL_set0_rbio)(void *ssl, void *bio);
     void (*SSL_set0_wbio)(void *ssl, void *bio);
     void *(*SSL_get_ex_data)(const void *ssl, int index);
     void (*SSL_set_read_ahead)(void *ssl, int yes);
@@ -51,6 +55,9 @@ enum {
 };
 
 #define PF_SSL_OP_IGNORE_UNEXPECTED_EOF 0x80u /* since OpenSSL 3 */
+#define PF_BIO_FLAGS_READ 0x01
+#define PF_BIO_FLAGS_RWS 0x07
+#define PF_BIO_FLAGS_SHOULD_RETRY 0x08
 #define PF_BIO_CTRL_EOF 2
 #define PF_BIO_CTRL_FLUSH 11
 #define PF_BIO_TYPE_SOURCE_SINK 0x0400
@@ -79,9 +86,11 @@ static inline int pf_openssl_load(pf_openssl *library, const char *path)
     PF_LOOK_UP(SSL_renegotiate_pending);
     PF_LOOK_UP(SSL_set_rfd);
     PF_LOOK_UP(SSL_get_rbio);
+    PF_LOOK_UP(SSL_set0_rbio);
     PF_LOOK_UP(SSL_set0_wbio);
     PF_LOOK_UP(BIO_ctrl);
     PF_LOOK_UP(BIO_meth_new);
+    PF_LOOK_UP(BIO_meth_set_read);
     PF_LOOK_UP(BIO_meth_set_write);
     PF_LOOK_UP(BIO_meth_set_ctrl);
     PF_LOOK_UP(BIO_new);
@@ -90,6 +99,8 @@ static inline int pf_openssl_load(pf_openssl *library, const char *path)
     PF_LOOK_UP(BIO_get_data);
     PF_LOOK_UP(BIO_up_ref);
     PF_LOOK_UP(BIO_free);
+    PF_LOOK_UP(BIO_set_flags);
+    PF_LOOK_UP(BIO_clear_flags);
     PF_LOOK_UP(SSL_get_ex_data);
     PF_LOOK_UP(SSL_set_read_ahead);
     PF_LOOK_UP(SSL_set_default_read_buffer_len);

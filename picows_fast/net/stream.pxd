@@ -71,6 +71,9 @@ cdef class ByteStream(StreamHandler):
         Py_ssize_t own_buffer_size      # bytes a large unfinished unit's buffer starts with
         readonly bint reading_paused
         bint end_seen                   # stream_end() was called
+        # When the newest of what the handler is shown came, as the kernel noted it: nanoseconds of the system's
+        # real-time clock, and of the network device's own. -1: not known.
+        long long arrived, arrived_by_hardware
 
         # --- out
         uint8_t *backlog                # written and not sent yet: backlog[backlog_start:backlog_end]

@@ -152,6 +152,7 @@ cdef class ByteStream(StreamHandler):
     # This one and those of the implementations leave nothing to an __init__, which Python code can skip or call twice.
     def __cinit__(self, *args, **kwargs):
         self.handler = _nobody
+        self.arrived = self.arrived_by_hardware = -1
 
     def __dealloc__(self):
         PyMem_Free(self.backlog)

@@ -15,6 +15,7 @@ cdef class TcpStream(ByteStream):
         long long busy_poll     # nanoseconds to go on reading after data came
         object scheduled        # asyncio's callbacks that wait for their turn; None: not known
         bint quick_ack          # TCP_QUICKACK is set again after each read
+        bint stamped            # the kernel notes when data comes
         object sock
         object peername
         object ended_after      # last_received(), once closed
@@ -25,6 +26,9 @@ cdef class TcpStream(ByteStream):
         int send_error          # errno that ended sending, 0 if none did; reading goes on until it ends too
 
     cdef bint _read_once(self) except -1
+    cdef bint _read_stamped(self) except -1
+    cdef int _nothing_read(self, Py_ssize_t size) except -1
+    cdef int _want_stamps(self) except -1
     cdef int _read_failed(self, int error) except -1
     cdef int _watch(self) except -1
     cdef int _spin(self) except -1

@@ -91,6 +91,21 @@ cdef extern from *:
     Py_ssize_t pf_recv(int fd, void *data, size_t size) nogil
 
 
+cdef extern from "timestamps.h":
+    ctypedef struct pf_stamps:
+        int64_t software
+        int64_t hardware
+
+    int pf_stamps_enable(int fd)
+    Py_ssize_t pf_recv_stamped(int fd, void *data, size_t size, pf_stamps *stamps)
+
+cdef enum:
+    # A read has one time of arrival, so what came in a burst is taken in pieces of this size. All of them together are
+    # no more than a read without times would take.
+    STAMPED_READ = 16 * 1024
+    STAMPED_READS = 16
+
+
 cdef tuple system_end(int error):
     end = StreamEnd.RESET if error in (ECONNRESET, EPIPE, ECONNABORTED) else StreamEnd.FAILED
     return end, OSError(error, os.strerror(error))
@@ -129,12 +144,15 @@ cdef class TcpStream(ByteStream):
 
     # --- in
 
-    def tune(self, *, double busy_poll=0.0, bint quick_ack=False):
-        """Spend CPU time for latency. To be called before start().
+    def tune(self, *, double busy_poll=0.0, bint quick_ack=False, bint timestamps=False):
+        """Spend CPU time for latency, or for knowing of it. To be called before start().
 
         :param busy_poll: seconds to go on reading after data came; the loop of a Poller does that by itself
         :param quick_ack: acknowledge at once whatever comes (Linux; no effect elsewhere)
+        :param timestamps: have the kernel note when data comes (Linux, TCP; no effect elsewhere)
         """
+        if timestamps:
+            self._want_stamps()
         self.busy_poll = <long long> (busy_poll * 1e9)
         self.quick_ack = quick_ack
         scheduled = getattr(self.loop, "_ready", None)
@@ -178,6 +196,8 @@ cdef class TcpStream(ByteStream):
         cdef Py_ssize_t room, size
         if not self.reading:
             return False
+        if self.stamped:
+            return self._read_stamped()
         room = self.reserve(&where)
         size = pf_recv(self.fd, where, <size_t> room)
         if size > 0:
@@ -186,6 +206,38 @@ cdef class TcpStream(ByteStream):
                 if self.quick_ack:
                     self._after_read()
             return True
+        self._nothing_read(size)
+        return False
+
+    cdef bint _read_stamped(self) except -1:
+        """The same with times of arrival: several system calls when much has come."""
+        cdef uint8_t *where
+        cdef Py_ssize_t room, size
+        cdef pf_stamps stamps
+        cdef int reads = 0
+        while self.reading and reads < STAMPED_READS:
+            room = min(self.reserve(&where), <Py_ssize_t> STAMPED_READ)
+            size = pf_recv_stamped(self.fd, where, <size_t> room, &stamps)
+            if size <= 0:
+                self._nothing_read(size)
+                break
+            reads += 1
+            if not self.closing:
+                self.arrived = stamps.software
+                self.arrived_by_hardware = stamps.hardware
+                self.received(size)
+                if self.quick_ack:
+                    self._after_read()
+            if size < room:
+                break
+        return reads > 0
+
+    cdef int _want_stamps(self) except -1:
+        self.stamped = pf_stamps_enable(self.fd) == 0
+        return 0
+
+    cdef int _nothing_read(self, Py_ssize_t size) except -1:
+        """A read returned 0 or -1."""
         if size == 0 and self.send_error == ECONNRESET:
             # The send has taken the error; what is left to read looks like an orderly end.
             self._read_failed(ECONNRESET)
@@ -194,7 +246,7 @@ cdef class TcpStream(ByteStream):
             self.report_end(StreamEnd.FIN, None)
         elif not would_block(errno):
             self._read_failed(errno)
-        return False
+        return 0
 
     cdef int _read_failed(self, int error) except -1:
         self._stop_reading()

@@ -82,6 +82,8 @@ cdef class TlsStream(ByteStream):
     cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1:
         cdef Py_ssize_t used = 0
         cdef Py_ssize_t piece
+        self.arrived = self.lower.arrived
+        self.arrived_by_hardware = self.lower.arrived_by_hardware
         while True:
             piece = min(size - used, <Py_ssize_t> PIECE_SIZE)
             self.incoming.write(PyMemoryView_FromMemory(<char*> data + used, piece, PyBUF_READ))

@@ -240,3 +240,11 @@ def enum_objects():
     cdef WSCloseCode code = WSCloseCode.GOING_AWAY
     cdef WSAutoPingStrategy strategy = WSAutoPingStrategy.PING_PERIODICALLY
     return msg_type, code, strategy
+
+
+def timestamps(WSFrame frame):
+    """When the frame came, through C fields: (timestamp, age, hardware timestamp), nanoseconds."""
+    cdef long long age
+    with nogil:
+        age = frame.age()
+    return frame.recv_timestamp_ns, age, frame.recv_hardware_timestamp_ns

@@ -107,7 +107,8 @@ class Peer:
         return self._outgoing.read()
 
     def fin(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the connection may have been reset meanwhile
+            self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Close with RST."""

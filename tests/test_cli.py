@@ -127,8 +127,9 @@ async def test_demo(commands: Commands, loop: str, tls: bool) -> None:
     assert re.search(r"p50 .* p99 .* max ", live[0])
     published = int(re.search(r"published +(\d+) messages", result.out)[1])  # type: ignore[index]
     assert f"received     {3 * published:,} messages" in result.out
-    # The schedule allows 600, and a machine that is busy elsewhere fewer.
-    assert 0 < published <= 601
+    # No more than the schedule allows; on a machine that is busy elsewhere, fewer.
+    duration = float(re.search(r"duration +([\d.]+) s", result.out)[1])  # type: ignore[index]
+    assert 0 < published <= 400 * (duration + 0.05) + 1
     assert re.search(rf"event loop +{loop}$", result.out, re.M)
     assert re.search(r"TLS +" + ("yes, certificate verified" if tls else "no"), result.out)
     assert "every client received every message, in order, unchanged" in result.out

@@ -596,8 +596,8 @@ async def test_a_control_frame_waits_for_no_more_than_is_stated(subscriber, size
         largest = max(size + 10, 0 if takes_back else 16 * 1024)
         records = 0 if type(stream).__name__ == "TcpStream" else (largest // 16384 + 1) * 32
         assert 0 < stream.get_write_buffer_size() <= largest + records
-        pair.transport.send_ping(b"mark")
         sent = subscription.sent
+        pair.transport.send_ping(b"mark")
         for _ in range(10):
             channel.publish(BINARY, message)
         before = 0

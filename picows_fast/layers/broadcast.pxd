@@ -66,6 +66,7 @@ cdef class _ClientOutbox(_Outbox):
     cdef int write(self) except -1
     cdef bint write_some(self) except -1
     cdef int give(self, WSTransport transport, ByteStream stream) except -1
+    cdef int count_sent(self, WSTransport transport, Py_ssize_t upto) except -1
     cdef int fall_behind(self) except -1
     cdef int conflate(self, Subscription subscription, _Message message, Py_ssize_t number) except -1
     cdef int remove(self, Py_ssize_t number) except -1

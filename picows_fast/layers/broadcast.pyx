@@ -114,10 +114,10 @@ cdef _Message encode(int msg_type, message, key):
     return encoded
 
 
-cdef inline Py_ssize_t payload_size_of(bytes frame):
+cdef inline Py_ssize_t payload_size_of(PyObject *frame) noexcept:
     """Of a server's frame (RFC 6455 5.2)."""
-    cdef int length = PyBytes_AS_STRING(frame)[1]
-    return PyBytes_GET_SIZE(frame) - (2 if length < 126 else 4 if length == 126 else 10)
+    cdef int length = PyBytes_AS_STRING(<bytes> frame)[1]
+    return PyBytes_GET_SIZE(<bytes> frame) - (2 if length < 126 else 4 if length == 126 else 10)
 
 
 cdef bytes frame_of(int msg_type, const char *payload, Py_ssize_t size):
@@ -364,23 +364,25 @@ cdef class _ClientOutbox(_Outbox):
         cdef Py_ssize_t upto = self.first
         cdef Py_ssize_t left, number
         cdef _Message alone = None
+        cdef Py_ssize_t frame_size
         cdef bytes frame
+        cdef PyObject *borrowed
         cdef Entry *entry
-        cdef Subscription subscription
         while upto < self.end:
             entry = &self.entries[upto & (self.capacity - 1)]
             if entry.message != NULL:
-                frame = (<_Message> entry.message).frame
+                borrowed = <PyObject*> (<_Message> entry.message).frame
+                frame_size = PyBytes_GET_SIZE(<bytes> borrowed)
                 if size == 0:
                     alone = <_Message> entry.message
-                elif size + PyBytes_GET_SIZE(frame) > piece:
+                elif size + frame_size > piece:
                     break
                 else:
                     if alone is not None:
                         memcpy(transport.scratch, PyBytes_AS_STRING(alone.frame), <size_t> size)
                         alone = None
-                    memcpy(transport.scratch + size, PyBytes_AS_STRING(frame), <size_t> PyBytes_GET_SIZE(frame))
-                size += PyBytes_GET_SIZE(frame)
+                    memcpy(transport.scratch + size, PyBytes_AS_STRING(<bytes> borrowed), <size_t> frame_size)
+                size += frame_size
             upto += 1
         if alone is not None:
             stream.write(<const uint8_t*> PyBytes_AS_STRING(alone.frame), size, NULL, 0)
@@ -405,15 +407,43 @@ cdef class _ClientOutbox(_Outbox):
                 upto = number
         if self.is_ended or stream.write_failed:
             return 0
+        return self.count_sent(transport, upto)
+
+    cdef int count_sent(self, WSTransport transport, Py_ssize_t upto) except -1:
+        """The messages before this entry were given to the stream. pop_removed() is to follow."""
+        cdef Py_ssize_t number
+        cdef Py_ssize_t count = 0
+        cdef Py_ssize_t size = 0
+        cdef PyObject *counted = NULL   # the subscription that `count` and `size` are of: most messages have one
+        cdef PyObject *message
+        cdef PyObject *frame
+        cdef Entry *entry
         for number in range(self.first, upto):
             entry = &self.entries[number & (self.capacity - 1)]
-            if entry.message != NULL:
-                subscription = <Subscription> entry.subscription
-                subscription.sent += 1
-                subscription.channel.sent += 1
-                frame = (<_Message> entry.message).frame
-                transport._count_sent(PyBytes_AS_STRING(frame)[0] & 0x0F, payload_size_of(frame))
+            message = entry.message
+            if message == NULL:
+                continue
+            frame = <PyObject*> (<_Message> message).frame
+            transport._count_sent(
+                PyBytes_AS_STRING(<bytes> frame)[0] & 0x0F, payload_size_of(frame)
+            )
+            if (<Subscription> entry.subscription).by_key is not None:
+                (<Subscription> entry.subscription).sent += 1
+                (<Subscription> entry.subscription).channel.sent += 1
                 self.remove(number)
+                continue
+            if entry.subscription != counted:
+                if counted != NULL:
+                    take_sent(<Subscription> counted, count, size)
+                counted = entry.subscription
+                count = size = 0
+            count += 1
+            size += PyBytes_GET_SIZE(<bytes> frame)
+            entry.message = NULL
+            self.live -= 1
+            Py_DECREF(<object> message)
+        if counted != NULL:
+            take_sent(<Subscription> counted, count, size)
         return 0
 
     cdef int fall_behind(self) except -1:
@@ -475,8 +505,17 @@ cdef class _ClientOutbox(_Outbox):
         """Free the entries before the oldest message."""
         cdef Entry *entry
         cdef Subscription subscription
+        cdef PyObject *last = NULL
+        cdef Py_ssize_t number
         if self.in_flight:
             return 0
+        if self.live == 0:
+            for number in range(self.first, self.end):
+                entry = &self.entries[number & (self.capacity - 1)]
+                if entry.subscription != last:
+                    last = entry.subscription
+                    (<Subscription> last).queued = 0
+            self.first = self.end
         while self.first < self.end:
             entry = &self.entries[self.first & (self.capacity - 1)]
             if entry.message != NULL:
@@ -581,6 +620,18 @@ cdef class _ClientOutbox(_Outbox):
         self.subscriptions = {}
         self.behind_since = 0
         return 0
+
+
+cdef int take_sent(Subscription subscription, Py_ssize_t count, Py_ssize_t size) except -1:
+    """So many of its messages, of which no keys are kept, do not wait any more: they were sent."""
+    subscription.sent += count
+    subscription.channel.sent += count
+    subscription.waiting -= count
+    subscription.waiting_bytes -= size
+    if subscription.waiting == 0 and subscription.behind_since:
+        subscription.behind_since = 0
+        subscription.channel.slow -= 1
+    return 0
 
 
 cdef int mark_slow(Subscription subscription) except -1:

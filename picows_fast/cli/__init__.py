@@ -140,6 +140,15 @@ def _parser() -> argparse.ArgumentParser:
             help="event loop (default: uvloop if it is installed, otherwise asyncio)",
         )
 
+    def add_plot(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--plot",
+            metavar="FILE",
+            type=Path,
+            help="draw the distribution of latencies at the end: a .svg, .png or .pdf; "
+            "needs matplotlib",
+        )
+
     def add_speed(to: argparse.ArgumentParser) -> None:
         to.add_argument(
             "--speed",
@@ -199,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_port,
         help=f"with --web: port to listen on, 0 for any free one (default: {DEFAULT_WEB_PORT})",
     )
+    add_plot(sub)
     add_loop(sub)
 
     sub = command(
@@ -226,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         help="when the input ends, wait S seconds for answers before closing; 'inf' "
         "waits until the server closes (default: 1)",
     )
+    add_plot(sub)
 
     sub = command(
         "record",
@@ -288,6 +299,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run_web(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.feed is not None or args.clients is not None:
         parser.error("--web is for the generated order book, and its clients are browsers")
+    if args.plot is not None:
+        parser.error("--plot is for clients of the demo's own; the page of --web shows latencies")
     args.host = args.host or "127.0.0.1"
     args.port = DEFAULT_WEB_PORT if args.port is None else args.port
     args.rate = args.rate or DEFAULT_WEB_RATE

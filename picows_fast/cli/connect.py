@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 
 from picows_fast import WSAutoPingStrategy, WSFrame, WSMsgType, WSTransport
+from picows_fast.layers.histogram import LatencyHistogram
 
 from .client import (
     MAX_MESSAGE_SIZE,
@@ -25,7 +26,8 @@ from .client import (
     printable,
     wait_end,
 )
-from .live import format_duration
+from .live import format_bytes, format_duration, format_latency
+from .plot import check_plot, draw_latency
 from .runtime import CommandError
 
 _CHUNK = 65536
@@ -41,6 +43,8 @@ class _Console(MessageListener):
         self._ping_number = 0
         # When each ping that has not been answered was sent, by its payload.
         self._pings: dict[bytes, int] = {}
+        # How long frames had been in this machine's hands, where the kernel tells.
+        self.age = LatencyHistogram()
 
     def on_text(self, text: str) -> None:
         print(printable(text) if self._is_terminal else text, flush=True)
@@ -51,6 +55,9 @@ class _Console(MessageListener):
         print(f"[binary, {len(payload)} bytes] {shown}{more}", flush=True)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        age = frame.age_ns()
+        if age is not None:
+            self.age.record(age)
         if frame.msg_type == WSMsgType.PING:
             note(f"ping from the peer, {frame.payload_size} bytes")
             transport.send_pong(frame.get_payload_as_bytes())
@@ -145,8 +152,26 @@ async def _send_lines(transport: WSTransport, listener: MessageListener) -> None
         transport.send(WSMsgType.TEXT, line)
 
 
+def _show_figures(args: argparse.Namespace, transport: WSTransport, listener: _Console) -> None:
+    """What there was, in two lines, and the picture of it."""
+    stats = transport.stats()
+    received, sent = stats.received.total, stats.sent.total
+    text = f"received {received.frames:,} frames, {format_bytes(received.payload_bytes)}; "
+    text += f"sent {sent.frames:,} frames, {format_bytes(sent.payload_bytes)}"
+    if stats.round_trip_smoothed_ns is not None:
+        text += f"; round trip {format_duration(stats.round_trip_smoothed_ns)}, smoothed"
+    note(text)
+    if listener.age.count:
+        note(f"from the kernel to this program: {format_latency(listener.age)}")
+    if args.plot is not None:
+        histograms = {"from the kernel": listener.age}
+        drawn = draw_latency(args.plot, histograms, "Latency to the callback")
+        note(f"plot: {args.plot if drawn else 'nothing to draw'}")
+
+
 async def run(args: argparse.Namespace) -> int:
     """Run the command; 0 after a clean end, 1 if the connection was lost or ended in an error."""
+    check_plot(args.plot)
     transport, listener = await open_connection(
         args,
         _Console,
@@ -155,7 +180,20 @@ async def run(args: argparse.Namespace) -> int:
         enable_auto_ping=args.ping,
         auto_ping_strategy=WSAutoPingStrategy.PING_PERIODICALLY,
         auto_ping_idle_timeout=args.ping_interval,
+        rx_timestamps=True,
     )
+    try:
+        code = await _talk(args, transport, listener)
+    except (CommandError, OSError):
+        raise  # it is told in one line
+    except BaseException:
+        _show_figures(args, transport, listener)  # Ctrl-C: how one leaves
+        raise
+    _show_figures(args, transport, listener)
+    return code
+
+
+async def _talk(args: argparse.Namespace, transport: WSTransport, listener: _Console) -> int:
     sender = asyncio.ensure_future(_send_lines(transport, listener))
     ended = asyncio.ensure_future(wait_end(transport, listener))
     try:

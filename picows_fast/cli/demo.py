@@ -28,11 +28,13 @@ from picows_fast import (
     ws_connect,
     ws_create_server,
 )
+from picows_fast.layers.histogram import LatencyHistogram
 
 from .book import generate_book
 from .client import CLOSE_TIMEOUT, describe_end
 from .feedfile import FeedError, FeedSummary, read_feed
-from .live import LatencyHistogram, LiveLine, format_bytes, format_duration, format_latency
+from .live import LiveLine, format_bytes, format_duration, format_latency
+from .plot import check_plot, draw_latency
 from .publish import Subscriber, paced
 from .runtime import CommandError
 
@@ -83,6 +85,8 @@ class DemoClient(WSListener):
         self.payload_bytes = 0
         self.fault: str | None = None
         self.latency = LatencyHistogram()
+        # How long frames had been in this machine's hands, where the kernel tells.
+        self.age = LatencyHistogram()
         self.transport: WSTransport | None = None
         self._published = published
         self._exchange = exchange
@@ -104,7 +108,10 @@ class DemoClient(WSListener):
         if frame.msg_type != WSMsgType.TEXT or payload != published.payloads[slot]:
             self._fail(f"message {self.received + 1} is not what was published")
             return
-        self.latency.add(now - published.times[slot])
+        self.latency.record(now - published.times[slot])
+        age = frame.age_ns()
+        if age is not None:
+            self.age.record(age)
         self.received += 1
         self.payload_bytes += len(payload)
 
@@ -119,6 +126,7 @@ class DemoClient(WSListener):
             ssl_context=ssl_context,
             enable_auto_close=True,
             close_timeout=CLOSE_TIMEOUT,
+            rx_timestamps=True,
         )
 
     async def close(self) -> None:
@@ -194,6 +202,11 @@ class Exchange:
             elif time.monotonic() - last_progress > _DRAIN_TIMEOUT:
                 return
             await asyncio.sleep(0.01)
+
+    def highest_backlog(self) -> int:
+        """Bytes that waited for one client, at the most."""
+        transports = [subscriber.transport for subscriber in self._subscribers]
+        return max((t.stats().backlog_highest_bytes for t in transports if t), default=0)
 
     def faults(self) -> list[str]:
         """What is wrong with what the clients received; empty if every message arrived."""
@@ -295,6 +308,7 @@ def _allow_open_files(count: int) -> None:
 
 async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
     """Run the command; 0 if every client received every message, also if Ctrl-C ended it."""
+    check_plot(args.plot)
     _allow_open_files(2 * args.clients + _OTHER_FILES)
     server_ssl = client_ssl = None
     if args.tls:
@@ -332,6 +346,10 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
         figures.collect()
         faults = exchange.faults()
         _print_summary(exchange, figures, args, elapsed, faults)
+        if args.plot is not None:
+            histograms = {"from the exchange": figures.latency, "from the kernel": _ages(exchange)}
+            drawn = draw_latency(args.plot, histograms, "Latency to the client's callback")
+            print(f"  {'plot':<12} {args.plot if drawn else 'nothing to draw'}", flush=True)
         return 1 if faults else 0
     except (OSError, WSError, asyncio.TimeoutError) as error:
         raise CommandError(f"the demo cannot connect to itself: {error}") from error
@@ -369,6 +387,14 @@ async def _publish(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _ages(exchange: Exchange) -> LatencyHistogram:
+    """From when the kernel had a frame to the callback, over all clients."""
+    ages = LatencyHistogram()
+    for client in exchange.clients:
+        ages.merge(client.age)
+    return ages
+
+
 def _print_summary(
     exchange: Exchange,
     figures: _Figures,
@@ -382,7 +408,7 @@ def _print_summary(
     rate = f"{published.count / elapsed:,.0f} messages/s"
     if args.feed is None:
         rate += f" of {args.rate:,.0f} asked for"
-    latency = figures.latency
+    latency, ages = figures.latency, _ages(exchange)
     rows = [
         ("duration", f"{elapsed:.1f} s"),
         ("clients", f"{len(exchange.clients)}"),
@@ -398,6 +424,8 @@ def _print_summary(
         ("latency p50", format_duration(latency.percentile(50))),
         ("latency p99", format_duration(latency.percentile(99))),
         ("latency max", format_duration(latency.max)),
+        ("frame age", format_latency(ages) if ages.count else "the kernel does not tell"),
+        ("backlog max", format_bytes(exchange.highest_backlog())),
     ]
     if faults:
         rows += [("FAILED" if not index else "", fault) for index, fault in enumerate(faults)]

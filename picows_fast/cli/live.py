@@ -1,4 +1,4 @@
-"""Figures for people: latency percentiles in bounded memory, units, and the live line.
+"""Figures for people: latency percentiles, units, and the live line.
 
 Knows nothing of WebSocket or asyncio.
 """
@@ -8,56 +8,7 @@ from __future__ import annotations
 import shutil
 from typing import TextIO
 
-# Each power of two is divided into this many buckets: a percentile is at most 1/64 too high.
-_BUCKETS_PER_OCTAVE = 64
-_BUCKET_BITS = 6
-_BUCKETS = _BUCKETS_PER_OCTAVE * (64 - _BUCKET_BITS + 1)
-
-
-class LatencyHistogram:
-    """Counts latencies in nanoseconds. Memory is fixed, however many there are."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.max = 0
-        self._counts = [0] * _BUCKETS
-
-    def add(self, nanoseconds: int) -> None:
-        """Count one latency, from 0 to 2**64 - 1 ns."""
-        shift = nanoseconds.bit_length() - _BUCKET_BITS - 1
-        if shift > 0:
-            self._counts[(shift << _BUCKET_BITS) + (nanoseconds >> shift)] += 1
-        else:
-            self._counts[nanoseconds] += 1
-        self.count += 1
-        if nanoseconds > self.max:
-            self.max = nanoseconds
-
-    def merge(self, other: LatencyHistogram) -> None:
-        """Add all that `other` counted."""
-        for bucket, count in enumerate(other._counts):
-            if count:
-                self._counts[bucket] += count
-        self.count += other.count
-        self.max = max(self.max, other.max)
-
-    def percentile(self, percent: float) -> int:
-        """The latency (ns) that `percent` of all do not exceed; 0 if nothing was counted."""
-        rank = max(1, -int(-self.count * percent // 100))
-        seen = 0
-        for bucket, count in enumerate(self._counts):
-            seen += count
-            if seen >= rank:
-                return min(_bucket_end(bucket), self.max)
-        return 0
-
-
-def _bucket_end(bucket: int) -> int:
-    """The largest latency that falls into a bucket."""
-    shift = (bucket >> _BUCKET_BITS) - 1
-    if shift <= 0:
-        return bucket
-    return ((bucket - (shift << _BUCKET_BITS) + 1) << shift) - 1
+from picows_fast.layers.histogram import LatencyHistogram
 
 
 def format_duration(nanoseconds: int) -> str:

@@ -1,7 +1,7 @@
 # What a developer can run. Each target works in a fresh clone; dev.py does the work.
 PYTHON ?= python3
 
-.PHONY: help build demo test lint types sanitize fuzz soak conformance bench docs dist clean
+.PHONY: help build demo test lint types coverage sanitize fuzz soak conformance bench docs dist clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -20,6 +20,9 @@ lint: ## ruff
 
 types: ## mypy --strict, pyright, and the stubs against the binaries
 	$(PYTHON) dev.py types
+
+coverage: ## lines of Python and Cython that the tests reach, against a floor for each module
+	$(PYTHON) dev.py coverage
 
 sanitize: ## the tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) dev.py sanitize

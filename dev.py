@@ -8,6 +8,7 @@ compiler.
     python3 dev.py soak [SECONDS] [options]   random clients, servers and faults
     python3 dev.py bench [options]      the benchmarks: --quick, --only NAMES, ...; --help tells
     python3 dev.py sanitize [pytest args]   the tests with address and undefined behaviour checks
+    python3 dev.py coverage [pytest args]   the lines that tests reach; needs Python 3.10 or 3.11
     python3 dev.py docs                 the documentation, in build/docs; its examples are run
     python3 dev.py dist                 sdist and wheel in dist/, installed and tried out elsewhere
     python3 dev.py lint | types | build | clean
@@ -168,6 +169,36 @@ def sanitize(arguments: list[str]) -> None:
         sys.exit(1)
 
 
+def coverage(arguments: list[str]) -> None:
+    """Which lines the tests reach, in a copy that is built with line tracing, against the floors.
+
+    Not measured: what takes long and reaches no lines of its own.
+    """
+    version = subprocess.check_output(
+        [PYTHON, "-c", "import sys; print(sys.version_info[:2] < (3, 12))"], text=True
+    )
+    if version.strip() != "True":
+        sys.exit("coverage of Cython needs Python 3.10 or 3.11: newer ones trace in another way")
+    run(PYTHON, "-m", "pip", "install", "--quiet", "--group", "coverage")
+    copy = ROOT / "build" / "coverage"
+    copy_sources(copy)
+    build(copy, PICOWS_FAST_TRACE="1")
+    feeds = os.environ.get("PICOWS_FAST_FEEDS", str(ROOT.parent / "shared" / "feeds"))
+    environment = {"PYTHONPATH": str(copy), "PICOWS_FAST_FEEDS": feeds}
+    cover = (PYTHON, "-m", "coverage")
+    run(*cover, "erase", folder=copy)
+    left_out = ("adversity", "conformance", "hardening", "test_benchmarks.py", "test_interop.py")
+    left_out += ("test_fuzz_corpus.py", "test_loop_asyncio.py", "test_packaging.py")
+    left_out += ("test_sanitizers.py", "test_wire.py")
+    tests = arguments or ["-n", "4", "--timeout=600", *(f"--ignore=tests/{n}" for n in left_out)]
+    run(*cover, "run", "-m", "pytest", "-q", *tests, folder=copy, **environment)
+    run(*cover, "combine", "--quiet", folder=copy)
+    run(*cover, "json", "--quiet", folder=copy)
+    run(*cover, "report", "--skip-covered", folder=copy)
+    if not arguments:
+        run(PYTHON, "-m", "tests.coverage_floors", copy / "coverage.json")
+
+
 def fuzz(arguments: list[str]) -> None:
     # If there is no atheris for this Python, the fuzzers say so.
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--group", "fuzz"]
@@ -226,6 +257,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "soak": soak,
     "conformance": conformance,
     "bench": bench,
+    "coverage": coverage,
     "dist": dist,
     "docs": docs,
     "build": lambda arguments: None,

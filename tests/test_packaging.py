@@ -116,6 +116,19 @@ def test_lists_of_modules_agree() -> None:
         assert (ROOT / "picows_fast" / f"{module.replace('.', '/')}.pyi").exists()
 
 
+def test_every_command_has_a_target_and_is_documented() -> None:
+    developer = (ROOT / "dev.py").read_text(encoding="utf-8")
+    commands = set(re.findall(r'^    "(\w+)": ', developer, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^(\w+):.*##", makefile, re.MULTILINE)) == commands | {"help"}
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert set(phony.split()) == commands | {"help"}
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for command in commands:
+        assert f"`{command}`" in contributing
+        assert f"dev.py {command}" in developer or f"| {command}" in developer
+
+
 def test_every_package_is_packaged() -> None:
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)

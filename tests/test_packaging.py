@@ -93,7 +93,7 @@ def test_wheel(source: Path, tmp_path: Path) -> None:
 
 def test_headers_of_the_wheel() -> None:
     names = {Path(name).name for name in headers_of_declarations(ROOT / "picows_fast")}
-    assert names == {"frame.h", "mask.h", "utf8.h", "records.h"}
+    assert names == {"frame.h", "mask.h", "utf8.h", "records.h", "stamped_source.h"}
 
 
 def test_lists_of_modules_agree() -> None:

@@ -507,6 +507,18 @@ async def test_a_healthy_client_is_not_limited(subscriber):
             assert subscription.sent == 51
 
 
+async def test_a_healthy_client_is_not_conflated_for(subscriber):
+    """However much a turn publishes: it is written in several pieces, of which each is taken."""
+    channel = Channel(policy=SlowConsumer.CONFLATE)
+    async with subscriber() as pair:
+        subscription = channel.subscribe(pair.transport)
+        for number in range(60):
+            channel.publish(TEXT, str(number).ljust(1000), key="same")
+        for number in range(60):
+            assert await pair.peer.read_frame() == (TEXT, str(number).ljust(1000).encode())
+        assert (subscription.sent, subscription.conflated) == (60, 0)
+
+
 async def test_conflate(subscriber):
     slow_ones = []
     channel = Channel(policy=SlowConsumer.CONFLATE, on_slow=slow_ones.append)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import ROOT
+from .coverage_floors import problems
 from .distribution import (
     extension_modules,
     headers_of_declarations,
@@ -127,6 +128,16 @@ def test_every_command_has_a_target_and_is_documented() -> None:
     for command in commands:
         assert f"`{command}`" in contributing
         assert f"dev.py {command}" in developer or f"| {command}" in developer
+
+
+def test_coverage_floors() -> None:
+    found = {"picows_fast/core.pyx": 90, "picows_fast/new.py": 100}
+    assert problems({"picows_fast/core.pyx": 91, "picows_fast/gone.py": 1}, found) == [
+        "picows_fast/core.pyx: 90 %, floor 91 %",
+        "picows_fast/gone.py: not measured",
+        "picows_fast/new.py: no floor",
+    ]
+    assert problems({name: percent - 1 for name, percent in found.items()}, found) == []
 
 
 def test_every_package_is_packaged() -> None:

@@ -36,7 +36,7 @@ WORKLOADS = (
     "latency",
     "many",
 )
-ON_REQUEST = ("sweep", "timestamps")
+ON_REQUEST = ("sweep", "timestamps", "corners")
 
 
 def say(text: str) -> None:

@@ -167,6 +167,31 @@ def fanout(rows: Sequence[Row]) -> Any:
     return figure
 
 
+def latency(rows: Sequence[Row]) -> Any:
+    """Every contestant of `latency`, on one core and on two, and of `many`."""
+    panels = (
+        (_chosen(rows, "latency", placed="one core"), "256 B, one core"),
+        (_chosen(rows, "latency", placed="two cores"), "256 B, two cores"),
+        (_chosen(rows, "many"), "500 connections"),
+    )
+    panels = tuple((found, title) for found, title in panels if found)
+    if not panels:
+        return None
+    figure, all_axes = pyplot.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 2.2), squeeze=False
+    )
+    for axes, (found, title) in zip(all_axes[0], panels, strict=True):
+        values = {f"{OURS}, own loop": found[0].ours}
+        values |= {row.peer: row.theirs for row in found}
+        names = list(values)[::-1]
+        colours = [COLOURS[name.split(",")[0]] for name in names]
+        axes.barh(names, [values[name] for name in names], color=colours)
+        axes.set_title(f"{title}\n({found[0].unit}, more is better)", fontsize=9)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.locator_params(axis="x", nbins=4)
+    return figure
+
+
 def mask(rows: Sequence[Row]) -> Any:
     """Throughput by size."""
     found = _chosen(rows, "mask", offset="0")
@@ -218,6 +243,7 @@ def sweep(rows: Sequence[Row]) -> Any:
 PICTURES: tuple[Callable[[Sequence[Row]], Any], ...] = (
     libraries,
     roundtrip,
+    latency,
     fanout,
     mask,
     sweep,

@@ -328,6 +328,7 @@ def test_plots(tmp_path: Path) -> None:
     rows = [
         Row("roundtrip", labels, "x/s", True, "picows", 2.0, 1.0, 2.0, 1.8, 2.1, 5),
         Row("mask", {"size": "64", "offset": "0"}, "GB/s", True, "picows", 2, 1, 2, 2, 2, 5),
+        Row("many", {"size": "64"}, "x/s", True, "picows, uvloop", 2.0, 1.0, 2.0, 1.8, 2.1, 5),
     ]
     results = tmp_path / "results.json"
     content = {"machine": machine, "rows": [vars(row) for row in rows]}
@@ -339,4 +340,5 @@ def test_plots(tmp_path: Path) -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["mask.svg", "roundtrip.svg"]
+    drawn = sorted(path.name for path in tmp_path.glob("*.svg"))
+    assert drawn == ["latency.svg", "mask.svg", "roundtrip.svg"]

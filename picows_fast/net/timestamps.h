@@ -57,6 +57,7 @@ static inline void pf_read_stamps(struct msghdr *message, pf_stamps *stamps)
             memcpy(times, CMSG_DATA(control), sizeof times);
             stamps->software = pf_stamp_of(times);
             stamps->hardware = pf_stamp_of(times + 4);
+            return;
         }
     }
 }

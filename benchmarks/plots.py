@@ -186,7 +186,7 @@ def latency(rows: Sequence[Row]) -> Any:
         names = list(values)[::-1]
         colours = [COLOURS[name.split(",")[0]] for name in names]
         axes.barh(names, [values[name] for name in names], color=colours)
-        axes.set_title(f"{title}\n({found[0].unit}, more is better)", fontsize=9)
+        axes.set_title(f"{title}\n({found[0].unit}, more is better)", fontsize=8)
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.locator_params(axis="x", nbins=4)
     return figure

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import array
 import asyncio
+import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -344,3 +347,61 @@ async def test_cython_sees_minus_one(listeners):
             assert (stamp, age) == (-1, -1) if not enabled else stamp > 1e18 and age > 0
             transport.disconnect(graceful=False)
             server_side.transport = None
+
+
+CONTROL_MESSAGES = r"""
+#include <stdio.h>
+#include "timestamps.h"
+
+/* What pf_read_stamps() makes of another control message and one of times. */
+int main(void)
+{
+    static const int64_t times[][6] = {
+        {1, 5, 0, 0, 2, 7}, {1, 5, 0, 0, 0, 0}, {0, 0, 0, 0, 2, 7}, {0, 0, 0, 0, 0, 0}};
+    union { struct cmsghdr header; char room[256]; } control;
+
+    for (int i = 0; i < 4; i++) {
+        struct msghdr message = {0};
+        struct cmsghdr *next;
+        pf_stamps stamps;
+        int other = 3;
+
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.room;
+        message.msg_controllen = CMSG_SPACE(sizeof other) + CMSG_SPACE(sizeof times[i]);
+        next = CMSG_FIRSTHDR(&message);
+        next->cmsg_level = SOL_SOCKET;
+        next->cmsg_type = SCM_RIGHTS;
+        next->cmsg_len = CMSG_LEN(sizeof other);
+        memcpy(CMSG_DATA(next), &other, sizeof other);
+        next = CMSG_NXTHDR(&message, next);
+        next->cmsg_level = SOL_SOCKET;
+        next->cmsg_type = PF_STAMPING;
+        next->cmsg_len = CMSG_LEN(sizeof times[i]);
+        memcpy(CMSG_DATA(next), times[i], sizeof times[i]);
+        pf_read_stamps(&message, &stamps);
+        printf("%lld %lld\n", (long long)stamps.software, (long long)stamps.hardware);
+    }
+    return 0;
+}
+"""
+
+
+def test_hardware_stamps_are_told_apart(tmp_path):
+    """No device here makes them: the kernel's message is made up."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source = tmp_path / "stamps.c"
+    source.write_text(CONTROL_MESSAGES)
+    headers = Path(picows_fast.__file__).parent / "net"
+    program = tmp_path / "stamps"
+    command = [compiler, "-Wall", "-Werror", f"-I{headers}", str(source), "-o", str(program)]
+    subprocess.run(command, check=True)
+    output = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
+    assert output.splitlines() == [
+        "1000000005 2000000007",
+        "1000000005 -1",
+        "-1 2000000007",
+        "-1 -1",
+    ]

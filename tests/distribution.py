@@ -41,7 +41,7 @@ PROJECT_FILES = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "M
     "setup.py",
 }
 PROJECT_FOLDERS = ("benchmarks", "docs", "examples", "fuzz", "picows_fast", "tests")
-BUILT = (".so", ".pyd", ".pyc", ".html")
+BUILT = (".so", ".pyd", ".pyc")
 # Written in C, not by Cython.
 C_SOURCES = {"benchmarks/mask.c", "benchmarks/reference.c", "fuzz/wire_fuzzer.c"} | {
     "tests/wire/test_wire.c"
@@ -84,9 +84,11 @@ def problems_of_sdist(names: set[str], source: Path) -> list[str]:
         path.relative_to(source).as_posix()
         for folder in PROJECT_FOLDERS
         for path in (source / folder).rglob("*")
-        if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".h", ".md", ".in", ".json", ".txt")
+        if path.suffix
+        in (".py", ".pyx", ".pxd", ".pyi", ".h", ".md", ".in", ".json", ".pem", ".txt")
         and not {"__pycache__", "_build", "results"} & set(path.parts)
     }
+    wanted |= expected_in_wheel(source)
     found = [f"missing: {name}" for name in sorted(wanted - names)]
     for name in sorted(names):
         if name.endswith(BUILT) or (name.endswith(".c") and name not in C_SOURCES):

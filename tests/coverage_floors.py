@@ -1,10 +1,11 @@
 """What share of its lines the tests must reach, for each module: `dev.py coverage` compares.
 
     python -m tests.coverage_floors coverage.json            fails below a floor
-    python -m tests.coverage_floors coverage.json --write    makes the floors what was reached
+    python -m tests.coverage_floors coverage.json --write    makes floors of what was reached
 
-The floors are in coverage_floors.json, in percent, rounded down. A change may raise them, or lower
-them and say why. A module that is not listed has no floor yet: it fails, too.
+The floors are in coverage_floors.json, in percent, two below what was reached when they were
+written: some lines depend on timing. A change may raise them, or lower them and say why. A module
+that is not listed has no floor yet: it fails, too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def reached(report: Path) -> dict[str, int]:
     return {
         name.replace("\\", "/"): int(file["summary"]["percent_covered"])
         for name, file in sorted(files.items())
-        if file["summary"]["num_statements"]
+        if file["summary"]["num_statements"] and not name.endswith(".pxd")
     }
 
 
@@ -41,7 +42,8 @@ def problems(floors: dict[str, int], found: dict[str, int]) -> list[str]:
 def main(report: str, *options: str) -> None:
     found = reached(Path(report))
     if "--write" in options:
-        FLOORS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        floors = {name: max(percent - 2, 0) for name, percent in found.items()}
+        FLOORS.write_text(json.dumps(floors, indent=2) + "\n", encoding="utf-8")
         return
     lines = problems(json.loads(FLOORS.read_text(encoding="utf-8")), found)
     if lines:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import runpy
+import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,6 +45,10 @@ ON_OUR_LOOP = {
 }
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What a shell starts in the background ignores Ctrl-C, and so do the programs that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

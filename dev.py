@@ -34,6 +34,7 @@ VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 EXTENSIONS = (
     "codec",
+    "upgrade_request",
     "traffic",
     "core",
     "net.stream",

@@ -20,6 +20,7 @@ TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
 
 modules = [
     "codec",
+    "upgrade_request",
     "traffic",
     "core",
     "net.stream",

@@ -9,6 +9,7 @@ deadline. HTTP itself is read and written by `http_messages`.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import os
 import re
@@ -47,6 +48,7 @@ from .http_messages import (
     joined_values,
 )
 from .origins import OriginPolicy
+from .upgrade_request import read_upgrade
 from .url import WSParsedURL
 
 __all__ = [
@@ -65,6 +67,10 @@ Extension: TypeAlias = tuple[str, list[tuple[str, str | None]]]
 
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
 _WEBSOCKET_VERSION = "13"
+
+# What every 101 response has, besides the answer to the key.
+_UPGRADE = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
+_ACCEPT = "Sec-WebSocket-Accept"
 
 _SEC_WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # base64 of 16 bytes
 _HOST = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]*")
@@ -336,21 +342,30 @@ class ServerHandshake:
         subprotocols: Sequence[str] | None = None,
         origins: OriginPolicy | Iterable[str | None] | None = None,
     ) -> None:
-        #: the request, or None as long as it is not complete
-        self.request: WSUpgradeRequest | None = None
-        #: bytes that came behind the request
-        self.trailing_data = b""
-        #: what was selected by `accept`, or None
-        self.subprotocol: str | None = None
+        self._limits = limits
         self._subprotocols = _checked_subprotocols(subprotocols)
         if origins is not None and not isinstance(origins, OriginPolicy):
             origins = OriginPolicy(origins)
         self._origins = origins
-        self._reader = RequestHeadReader(limits)
-        self._finished = False
-        # Weak: a traceback refers to this object, and a strong reference would make it a cycle.
-        self._refused: weakref.ref[WSHandshakeError] | None = None
-        self._refusal: WSUpgradeResponse | None = None
+
+    # There is one of these for each connection, and what follows mostly stays as it is.
+
+    #: the request, or None as long as it is not complete
+    request: WSUpgradeRequest | None = None
+    #: bytes that came behind the request
+    trailing_data = b""
+    #: what was selected by `accept`, or None
+    subprotocol: str | None = None
+    _finished = False
+    # Of a request that was not read at a glance: complete, and right.
+    _reader: RequestHeadReader | None = None
+    # Of one that was.
+    _head = b""
+    _key: str | None = None
+    _has_offers = True
+    # Weak: a traceback refers to this object, and a strong reference would make it a cycle.
+    _refused: weakref.ref[WSHandshakeError] | None = None
+    _refusal: WSUpgradeResponse | None = None
 
     def receive_data(self, data: Buffer) -> WSUpgradeRequest | None:
         """Takes the next bytes of the client; returns the request once, None before.
@@ -364,11 +379,19 @@ class ServerHandshake:
         """
         if self._finished:
             raise RuntimeError("the request has already been read")
+        if self._reader is None:
+            data = bytes(data)
+            limits = self._limits
+            read = read_upgrade(data, limits.max_head_size, limits.max_header_count)
+            if read is not None:
+                return self._take_upgrade(data, *read)
+            self._reader = RequestHeadReader(limits)
+        reader = self._reader
         try:
-            if not self._reader.feed(data):
+            if not reader.feed(data):
                 return None
             self._finished = True
-            request = self._reader.request()
+            request = reader.request()
         except BadHeadError as error:
             self._finished = True
             raise self._refuse(
@@ -376,8 +399,30 @@ class ServerHandshake:
             ) from None
         self._check_request(request)
         self.request = request
-        self.trailing_data = self._reader.rest
+        self.trailing_data = reader.rest
         if self._origins is not None and request.is_upgrade:
+            self._check_origin(request, self._origins)
+        return request
+
+    def _take_upgrade(
+        self,
+        data: bytes,
+        head_size: int,
+        path: bytes,
+        headers: list[tuple[str, str]],
+        key: str,
+        has_offers: bool,
+    ) -> WSUpgradeRequest:
+        """A whole request in which there was nothing to look at twice."""
+        self._finished = True
+        self._key = key
+        self._has_offers = has_offers
+        self.request = request = WSUpgradeRequest(b"GET", path, b"HTTP/1.1", CIMultiDict(headers))
+        if head_size < len(data):
+            self.trailing_data = data[head_size:]
+            data = data[:head_size]
+        self._head = data
+        if self._origins is not None:
             self._check_origin(request, self._origins)
         return request
 
@@ -389,7 +434,7 @@ class ServerHandshake:
         if self._finished:
             raise RuntimeError("the request has already been read")
         self._finished = True
-        received = "the complete" if self._reader.received else "any"
+        received = "any" if self._reader is None or not self._reader.received else "the complete"
         raise self._refuse(
             WSInvalidMessageError(f"connection closed before {received} request arrived"),
             HTTPStatus.BAD_REQUEST,
@@ -408,8 +453,20 @@ class ServerHandshake:
         request = self.request
         if request is None:
             raise RuntimeError("the request has not been read yet")
-        self._check_upgrade(request)
+        key = self._key
+        if key is None:
+            self._check_upgrade(request)
+            key = request.headers["Sec-WebSocket-Key"]
+        if self._has_offers:
+            self._check_offers(request)
 
+        accept = _accept_value(key)
+        if response is None and not self._subprotocols:
+            return WSUpgradeResponse(
+                b"HTTP/1.1",
+                HTTPStatus.SWITCHING_PROTOCOLS,
+                CIMultiDict((*_UPGRADE, (_ACCEPT, accept))),
+            )
         headers: CIMultiDict[str] = CIMultiDict()
         if response is not None:
             if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
@@ -419,9 +476,8 @@ class ServerHandshake:
             headers = CIMultiDict(checked_headers(response.headers))
             for name in ("Content-Length", "Transfer-Encoding"):
                 headers.popall(name, None)
-        headers["Upgrade"] = "websocket"
-        headers["Connection"] = "Upgrade"
-        headers["Sec-WebSocket-Accept"] = _accept_value(request.headers["Sec-WebSocket-Key"])
+        for name, value in (*_UPGRADE, (_ACCEPT, accept)):
+            headers[name] = value
         self._check_selected_extensions(request, headers)
         self.subprotocol = self._select_subprotocol(request, headers)
         if self.subprotocol is not None:
@@ -485,7 +541,7 @@ class ServerHandshake:
 
     def _refuse(self, error: WSHandshakeError, status: HTTPStatus) -> WSHandshakeError:
         """Keeps the answer to `error` for `reject`; to be raised by the caller."""
-        error.raw_header = self._reader.head
+        error.raw_header = self._head if self._reader is None else self._reader.head
         self._refused = weakref.ref(error)
         self._refusal = self._create_refusal(status, error.args[0])
         return error
@@ -564,6 +620,9 @@ class ServerHandshake:
             raise self._invalid(
                 headers, "Sec-WebSocket-Key", "exactly one key of 16 bytes in base64 is required"
             )
+
+    def _check_offers(self, request: WSUpgradeRequest) -> None:
+        headers = request.headers
         if not all(map(IS_TOKEN.fullmatch, request.subprotocols)):
             raise self._invalid(headers, "Sec-WebSocket-Protocol", "a subprotocol is not a token")
         try:
@@ -662,4 +721,4 @@ def _checked_subprotocols(subprotocols: Sequence[str] | None) -> list[str]:
 def _accept_value(key: str) -> str:
     """Sec-WebSocket-Accept for a Sec-WebSocket-Key (RFC 6455 4.2.2)."""
     digest = hashlib.sha1(key.encode("ascii") + _WEBSOCKET_GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode("ascii")
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")

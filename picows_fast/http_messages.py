@@ -3,11 +3,11 @@
 Owns the request and response types, the checks that keep a message in its bounds (size, syntax,
 framing), and the encoding. Performs no I/O, and knows nothing of WebSocket but two header names.
 
-A head is read twice. `HeadReader` goes over its bytes once, however they are cut, and lets through
-only what every HTTP parser reads the same way; httptools then takes it apart. What httptools
-tolerates (folded lines, bare LF, whitespace before the colon ...) differs from version to version
-and never gets that far; what it is strict about (the syntax and the number of Content-Length and
-Transfer-Encoding) is left to it.
+`HeadReader` goes over the bytes of a head once, however they are cut, and lets through only what
+every HTTP parser reads the same way; a response, and a request that says something of a body, is
+then taken apart by httptools. What httptools tolerates (folded lines, bare LF, whitespace before
+the colon ...) differs from version to version and never gets that far; what it is strict about (the
+syntax and the number of Content-Length and Transfer-Encoding) is left to it.
 """
 
 from __future__ import annotations
@@ -256,13 +256,15 @@ def checked_body(body: Buffer | None) -> bytes | None:
 
 def encode_head(start_line: str, headers: Iterable[tuple[str, str]]) -> bytes:
     """The head as bytes; the headers are checked already."""
-    lines = [start_line, *[f"{name}: {value}" for name, value in headers]]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    return f"{start_line}\r\n{''.join(lines)}\r\n".encode("utf-8", "surrogateescape")
 
 
 def encode_response(response: WSUpgradeResponse) -> bytes:
     """As `to_bytes`, for a response that is complete and checked."""
     status = response.status
+    if status is HTTPStatus.SWITCHING_PROTOCOLS and response.version == b"HTTP/1.1":
+        return encode_head("HTTP/1.1 101 Switching Protocols", response.headers.items())
     start_line = f"{response.version.decode('ascii')} {int(status)} {status_phrase(status)}"
     return encode_head(start_line, response.headers.items()) + (response.body or b"")
 

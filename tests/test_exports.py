@@ -17,6 +17,7 @@ PACKAGE = Path(picows_fast.__file__).parent
 EXTENSIONS = (
     "codec",
     "traffic",
+    "upgrade_request",
     "core",
     "net.stream",
     "net.tcp",

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 # What each module may import of the package. What is not listed is forbidden, so a new module is
 # put into its place here first.
 BASE = {"exceptions", "states", "keepalive", "options", "_version"}
-HANDSHAKE = {"url", "origins", "http_messages", "handshake"}
+HANDSHAKE = {"url", "origins", "http_messages", "upgrade_request", "handshake"}
 NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls", "net.foreign"} | {
     "net.open",
     "net.tuning",
@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"origins"},
     "url": {"exceptions"},
     "http_messages": {"exceptions"},
-    "handshake": {"exceptions", "url", "origins", "http_messages"},
+    "upgrade_request": set(),
+    "handshake": {"exceptions", "url", "origins", "http_messages", "upgrade_request"},
     "wire": set(),
     "codec": {"wire", "exceptions"},
     "net": set(),
@@ -73,6 +74,7 @@ TOP = {"", "__main__", "cli"}
 SANS_IO = {"codec", "handshake", "http_messages", "origins", "url", "keepalive", "states"} | {
     "connections",
     "exceptions",
+    "upgrade_request",
 }
 IO_MODULES = {
     "asyncio",

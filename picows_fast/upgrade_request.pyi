@@ -1,0 +1,3 @@
+def read_upgrade(
+    data: bytes, max_size: int, max_count: int
+) -> tuple[int, bytes, list[tuple[str, str]], str, bool] | None: ...

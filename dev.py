@@ -36,6 +36,8 @@ EXTENSIONS = (
     "codec",
     "upgrade_request",
     "traffic",
+    "callbacks",
+    "sending",
     "core",
     "net.stream",
     "net.poller",

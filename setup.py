@@ -22,6 +22,8 @@ modules = [
     "codec",
     "upgrade_request",
     "traffic",
+    "callbacks",
+    "sending",
     "core",
     "net.stream",
     "net.tls",

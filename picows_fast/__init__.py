@@ -6,16 +6,18 @@ The names below are the public API, together with what ``picows_fast.core`` offe
 
 from ._version import __version__
 from .client import ws_connect
-from .codec import FrameParser, WSCloseCode, WSFrame, WSMsgType, build_close_payload, build_frame
-from .connections import ServerStats
-from .core import (
-    PICOWS_DEBUG_LL,
-    WSAutoPingStrategy,
+from .codec import (
+    FrameParser,
+    WSCloseCode,
     WSCloseHandshake,
     WSCloseInfo,
-    WSListener,
-    WSTransport,
+    WSFrame,
+    WSMsgType,
+    build_close_payload,
+    build_frame,
 )
+from .connections import ServerStats
+from .core import WSAutoPingStrategy, WSListener, WSTransport
 from .exceptions import (
     WSConnectionClosedError,
     WSError,
@@ -39,6 +41,7 @@ from .http_messages import (
 )
 from .loop import new_event_loop, run
 from .options import ClientOptions, ServerOptions
+from .sending import PICOWS_DEBUG_LL
 from .server import ws_create_server
 from .serving import Server
 from .states import WSDisconnectCause, WSState

@@ -113,6 +113,21 @@ cdef class FrameParser:
     cdef Py_ssize_t take(self, uint8_t *data, Py_ssize_t size, WSFrame frame) noexcept
 
 
+# What one CLOSE frame said (RFC 6455 5.5.1).
+cdef class WSCloseInfo:
+    cdef:
+        readonly object code        # WSCloseCode, or int for a code of the application's own
+        readonly str reason         # None if there was none
+
+
+# The closing handshake so far (RFC 6455 7.1.2); each half is None until it happened.
+cdef class WSCloseHandshake:
+    cdef:
+        readonly WSCloseInfo recv
+        readonly WSCloseInfo sent
+        readonly bint recv_then_sent
+
+
 # Writes header and payload to `out` (payload_size + MAX_HEADER_SIZE bytes at most), masked with a
 # fresh key if `masked`. Returns the number of bytes written.
 cdef Py_ssize_t write_frame(
@@ -130,3 +145,4 @@ cpdef bytes build_close_payload(int code, reason=*)
 
 cdef WSFrame new_frame()
 cdef object peer_error(int error)
+cdef WSCloseInfo close_info(bytes payload)

@@ -2,7 +2,8 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Frames: parsing bytes into :class:`WSFrame` and building frames as bytes (RFC 6455 5).
 
-Owns the frame object and its lifetime, the parser's state (fragmentation, CLOSE seen) and the mask keys.
+Owns the frame object and its lifetime, the parser's state (fragmentation, CLOSE seen), the mask keys, and what
+CLOSE frames say.
 Does no I/O: feed a :class:`FrameParser` from asyncio, a thread, trio or an HTTP/2 stream.
 """
 
@@ -587,3 +588,44 @@ cdef int check_close_payload(const uint8_t *payload, Py_ssize_t size) noexcept:
     if pf_utf8_feed(PF_UTF8_ACCEPT, payload + 2, <size_t> size - 2) != PF_UTF8_ACCEPT:
         return PF_ERR_CLOSE_REASON_UTF8
     return 0
+
+
+# --- The closing handshake -----------------------------------------------------------------------
+
+@cython.final
+cdef class WSCloseInfo:
+    """What one CLOSE frame said (RFC 6455 5.5.1).
+
+    ``code`` is a :class:`WSCloseCode`, or an int for a code of the application's own (3000-4999);
+    ``reason`` is a str, or None if there was none.
+    """
+
+    def __repr__(self):
+        return f"WSCloseInfo(code={self.code!r}, reason={self.reason!r})"
+
+
+@cython.final
+cdef class WSCloseHandshake:
+    """The closing handshake so far (RFC 6455 7.1.2).
+
+    ``recv`` and ``sent`` are :class:`WSCloseInfo`, or None while that CLOSE has not happened;
+    ``recv_then_sent`` is True if the peer began.
+    """
+
+    def __repr__(self):
+        return f"WSCloseHandshake(recv={self.recv!r}, sent={self.sent!r}, recv_then_sent={self.recv_then_sent})"
+
+
+cdef WSCloseInfo close_info(bytes payload):
+    """What this payload of a good CLOSE frame says."""
+    cdef WSCloseInfo info = WSCloseInfo.__new__(WSCloseInfo)
+    cdef int code = 0
+    if len(payload) >= 2:
+        code = int.from_bytes(payload[:2], "big")
+        if len(payload) > 2:
+            info.reason = payload[2:].decode()
+    try:
+        info.code = WSCloseCode(code)
+    except ValueError:
+        info.code = code
+    return info

@@ -1,37 +1,21 @@
 import asyncio
 from enum import IntEnum
 from ssl import SSLSession
-from typing import Any, Final, final
+from typing import Any, final
 
-from typing_extensions import Buffer, disjoint_base
+from typing_extensions import disjoint_base
 
-from .codec import WSCloseCode, WSFrame, WSMsgType
+from .codec import WSCloseHandshake, WSFrame
 from .http_messages import WSUpgradeRequest, WSUpgradeResponse
-from .net.stream import ByteStream, StreamHandler
+from .net.stream import ByteStream
+from .sending import PICOWS_DEBUG_LL as PICOWS_DEBUG_LL
+from .sending import FrameSender
 from .states import WSDisconnectCause, WSState
 from .stats import TransportStats
-
-PICOWS_DEBUG_LL: Final = 9
 
 class WSAutoPingStrategy(IntEnum):
     PING_WHEN_IDLE = 1
     PING_PERIODICALLY = 2
-
-@final
-class WSCloseInfo:
-    @property
-    def code(self) -> WSCloseCode | int: ...
-    @property
-    def reason(self) -> str | None: ...
-
-@final
-class WSCloseHandshake:
-    @property
-    def recv(self) -> WSCloseInfo | None: ...
-    @property
-    def sent(self) -> WSCloseInfo | None: ...
-    @property
-    def recv_then_sent(self) -> bool: ...
 
 @disjoint_base
 class WSListener:
@@ -44,7 +28,7 @@ class WSListener:
     def resume_writing(self) -> None: ...
 
 @final
-class WSTransport(StreamHandler):
+class WSTransport(FrameSender):
     @property
     def underlying_transport(self) -> ByteStream: ...
     @property
@@ -60,11 +44,7 @@ class WSTransport(StreamHandler):
     @property
     def disconnect_exception(self) -> BaseException | None: ...
     @property
-    def is_client_side(self) -> bool: ...
-    @property
     def is_secure(self) -> bool: ...
-    @property
-    def is_close_frame_sent(self) -> bool: ...
     @property
     def is_disconnected(self) -> bool: ...
     @property
@@ -78,35 +58,7 @@ class WSTransport(StreamHandler):
     @property
     def write_backlog(self) -> int: ...
     def __init__(self) -> None: ...  # raises TypeError: connecting makes transports
-    def send(
-        self,
-        msg_type: WSMsgType,
-        message: str | Buffer | None,
-        fin: bool = True,
-        rsv1: bool = False,
-        rsv2: bool = False,
-        rsv3: bool = False,
-    ) -> None: ...
-    def send_reuse_external_bytearray(
-        self,
-        msg_type: WSMsgType,
-        buffer: bytearray,
-        msg_offset: int,
-        fin: bool = True,
-        rsv1: bool = False,
-        rsv2: bool = False,
-        rsv3: bool = False,
-    ) -> None: ...
-    def send_ping(self, message: str | Buffer | None = None) -> None: ...
-    def send_pong(self, message: str | Buffer | None = None) -> None: ...
-    def send_close(
-        self,
-        close_code: int | None = WSCloseCode.NO_INFO,
-        close_message: str | Buffer | None = None,
-    ) -> None: ...
     def stats(self) -> TransportStats: ...
-    def cork(self) -> None: ...
-    def uncork(self) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
     def disconnect(self, graceful: bool = True) -> None: ...

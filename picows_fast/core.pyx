@@ -10,35 +10,34 @@ import asyncio
 import logging
 import operator
 import time
-import weakref
-from types import FunctionType, MethodType
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t
-from libc.string cimport memcpy
 
-from .codec cimport (
-    MAX_HEADER_SIZE,
-    build_close_payload,
-    check_frame,
-    new_frame,
-    new_mask_key,
-    peer_error,
-    write_frame,
+from .callbacks cimport (
+    CALL_FUNCTION,
+    CALL_NOTHING,
+    CALL_PYTHON,
+    CALL_VTABLE,
+    as_runtime_error,
+    close_payload_of,
+    forget_frames,
+    function_of,
+    how_to_call,
+    who_overrides,
 )
-from .net.stream cimport StreamEnd, new_receive_buffer
+from .codec cimport build_close_payload, close_info, new_frame, peer_error
+from .net.stream cimport ByteStream, StreamEnd
+from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
 from .traffic cimport SharedTraffic, count_frame, traffic_stats
-from .wire cimport PF_FRAME_OK, pf_mask, pf_write_frame_header
+from .wire cimport PF_FRAME_OK, pf_mask
 
-from .codec import WSCloseCode as CloseCode
-from .codec import WSMsgType as MsgType
-from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError, WSProtocolError
+from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
+from .sending import PICOWS_DEBUG_LL
 from .states import WSDisconnectCause, WSState
 from .stats import TransportStats
 
@@ -66,25 +65,6 @@ cdef extern from "Python.h":
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_Vectorcall(object function, PyObject **args, size_t nargsf, PyObject *kwnames)
     void *PyVectorcall_Function(object function)
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
-
-#: Log level below DEBUG for events of the data path.
-PICOWS_DEBUG_LL = 9
-
-cdef enum:
-    CONNECTING = 0      # WSState's values
-    OPEN = 1
-    CLOSING = 2
-    CLOSED = 3
-
-cdef enum:
-    # Frames are put together in a buffer before they are sent. All connections of an event loop share one, as
-    # nothing remains in it; loops in other threads have their own, since encrypting releases the GIL.
-    SCRATCH_SIZE = 256 * 1024
-    # Unmasked payloads above this go out from where they are: by then a copy costs more than a second vector.
-    COPY_LIMIT = 16 * 1024
-
-cdef object _scratch_buffers = weakref.WeakKeyDictionary()
 
 # A frame object that no callback kept serves the next batch of frames, of whatever connection.
 cdef WSFrame _spare_frame = None
@@ -102,72 +82,6 @@ cdef tuple _STATES = tuple(WSState)
 
 # Who shows it may make a WSTransport.
 cdef object _maker = object()
-
-
-# --- What users see of the closing handshake ---------------------------------------------------------
-
-@cython.final
-cdef class WSCloseInfo:
-    """What one CLOSE frame said (RFC 6455 5.5.1).
-
-    ``code`` is a :class:`WSCloseCode`, or an int for a code of the application's own (3000-4999);
-    ``reason`` is a str, or None if there was none.
-    """
-
-    def __repr__(self):
-        return f"WSCloseInfo(code={self.code!r}, reason={self.reason!r})"
-
-
-@cython.final
-cdef class WSCloseHandshake:
-    """The closing handshake so far (RFC 6455 7.1.2).
-
-    ``recv`` and ``sent`` are :class:`WSCloseInfo`, or None while that CLOSE has not happened;
-    ``recv_then_sent`` is True if the peer began.
-    """
-
-    def __repr__(self):
-        return f"WSCloseHandshake(recv={self.recv!r}, sent={self.sent!r}, recv_then_sent={self.recv_then_sent})"
-
-
-cdef WSCloseInfo close_info(bytes payload):
-    cdef WSCloseInfo info = WSCloseInfo.__new__(WSCloseInfo)
-    cdef int code = 0
-    if len(payload) >= 2:
-        code = int.from_bytes(payload[:2], "big")
-        if len(payload) > 2:
-            info.reason = payload[2:].decode()
-    try:
-        info.code = CloseCode(code)
-    except ValueError:
-        info.code = code
-    return info
-
-
-cdef bytes close_payload_of(error):
-    """What CLOSE says when this was raised: a WSProtocolError chooses it, if it is made as it should be."""
-    if isinstance(error, WSProtocolError):
-        try:
-            if error.code != WSCloseCode.NO_INFO:
-                return build_close_payload(error.code, error.close_reason)
-        except Exception:
-            pass        # a subclass with a mind of its own; the error itself is told as it is
-    return build_close_payload(WSCloseCode.INTERNAL_ERROR, None)
-
-
-cdef object as_runtime_error(error):
-    """For a future, which takes no StopIteration; and who waits would take a CancelledError for one of its own."""
-    wrapped = RuntimeError(f"the application's code raised {type(error).__name__}")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-cdef int forget_frames(error) except -1:
-    """A frame in a traceback keeps its callers' frames, one of which may be setting up this very connection."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-    return 0
 
 
 # --- Listener --------------------------------------------------------------------------------------
@@ -225,53 +139,11 @@ cdef object _BASE_IS_PONG = WSListener.__dict__["is_user_specific_pong"]
 cdef object _BASE_PING = WSListener.__dict__["send_user_specific_ping"]
 
 
-cdef object who_overrides(WSListener listener, str name, object base):
-    """The class that overrides this method; the listener itself, if it does; else None."""
-    if name in getattr(listener, "__dict__", ()):
-        return listener
-    for cls in type(listener).__mro__:
-        found = cls.__dict__.get(name)
-        if found is base:
-            return None
-        if found is not None:
-            return cls
-    return None
-
-
-cdef inline void *slot_of(object vtable, size_t slot) except NULL:
-    return (<void**> (<char*> PyCapsule_GetPointer(vtable, NULL) + slot))[0]
-
-
-cdef ListenerCall how_to_call(WSListener listener, str name, object base, size_t slot) except *:
-    who = who_overrides(listener, name, base)
-    if who is None:
-        return CALL_NOTHING
-    own = None if who is listener else who.__dict__.get("__pyx_vtable__")
-    if own is None:
-        return CALL_PYTHON
-    # A Cython class: only `cpdef` puts a method into the vtable, `def` does not.
-    if slot_of(own, slot) == slot_of(who.__base__.__pyx_vtable__, slot):
-        return CALL_PYTHON
-    return CALL_VTABLE
-
-
-cdef class _Outbox:
-
-    cdef int may_write(self) except -1:
-        return 0
-
-    cdef int write_before(self) except -1:
-        return 0
-
-    cdef int ended(self) except -1:
-        return 0
-
-
 # --- Transport -------------------------------------------------------------------------------------
 
 @cython.final
 @cython.auto_pickle(False)
-cdef class WSTransport(StreamHandler):
+cdef class WSTransport(FrameSender):
     """One WebSocket connection, as the application sees it.
 
     Made by ``ws_connect`` and ``ws_create_server``. Its methods belong to the event loop's thread and raise
@@ -347,256 +219,6 @@ cdef class WSTransport(StreamHandler):
     def __repr__(self):
         side = "client" if self.is_client_side else "server"
         return f"<WSTransport {side} {_STATES[self.state_code].name.lower()} at {id(self):#x}>"
-
-    cdef int _check_thread(self, str method) except -1:
-        if PyThread_get_thread_ident() != self.thread_id:
-            raise RuntimeError(
-                f"{method}() must be called from the event loop's thread; use loop.call_soon_threadsafe()"
-            )
-        return 0
-
-    # --- Sending
-
-    cpdef send(self, WSMsgType msg_type, message, bint fin=True, bint rsv1=False, bint rsv2=False, bint rsv3=False):
-        """Send one frame (RFC 6455 5.2, 6.1).
-
-        :param msg_type: a :class:`WSMsgType`
-        :param message: payload: str (sent as UTF-8), bytes-like or None; it may be reused at once
-        :param fin: False if fragments of the same message follow
-        :param rsv1: reserved bit, for extensions; likewise rsv2, rsv3
-        :raises ValueError: reserved opcode; a control frame that is fragmented or above 125 bytes; a bad close code
-        :raises TypeError: message is neither str, bytes-like nor None
-        :raises RuntimeError: called from another thread
-        """
-        cdef Py_buffer view
-        cdef const char *text
-        cdef Py_ssize_t size = 0
-        cdef unsigned int rsv = (4 if rsv1 else 0) | (2 if rsv2 else 0) | (1 if rsv3 else 0)
-        self._check_thread("send")
-        if isinstance(message, bytes):
-            self._send_frame(msg_type, <const uint8_t*> PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), fin, rsv)
-        elif isinstance(message, str):
-            text = PyUnicode_AsUTF8AndSize(message, &size)
-            self._send_frame(msg_type, <const uint8_t*> text, size, fin, rsv)
-        elif message is None:
-            self._send_frame(msg_type, NULL, 0, fin, rsv)
-        else:
-            PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
-            try:
-                self._send_frame(msg_type, <const uint8_t*> view.buf, view.len, fin, rsv)
-            finally:
-                PyBuffer_Release(&view)
-
-    cpdef send_reuse_external_bytearray(self, WSMsgType msg_type, bytearray buffer, Py_ssize_t msg_offset,
-                                        bint fin=True, bint rsv1=False, bint rsv2=False, bint rsv3=False):
-        """Send ``buffer[msg_offset:]`` as one frame, using the 14 bytes before it for the frame's header.
-
-        What those bytes hold afterwards is undefined; the payload is unchanged, and free for reuse.
-
-        :param msg_offset: bytes; at least 14
-        :raises ValueError: msg_offset is below 14 or behind the end, or as for :meth:`send`
-        """
-        cdef Py_buffer view
-        if buffer is None:
-            raise TypeError("buffer must be a bytearray, got None")
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)     # it must not be resized meanwhile
-        try:
-            if not MAX_HEADER_SIZE <= msg_offset <= view.len:
-                raise ValueError(f"msg_offset must be in {MAX_HEADER_SIZE}..{view.len}, got {msg_offset}")
-            self.send_reuse_external_buffer(
-                msg_type, <char*> view.buf + msg_offset, view.len - msg_offset, fin, rsv1, rsv2, rsv3
-            )
-        finally:
-            PyBuffer_Release(&view)
-
-    cdef int send_reuse_external_buffer(self, WSMsgType msg_type, char* buffer, Py_ssize_t size, bint fin=True,
-                                        bint rsv1=False, bint rsv2=False, bint rsv3=False) except -1:
-        cdef unsigned int rsv = (4 if rsv1 else 0) | (2 if rsv2 else 0) | (1 if rsv3 else 0)
-        cdef Py_ssize_t header_size
-        cdef uint8_t[MAX_HEADER_SIZE] header
-        self._check_thread("send_reuse_external_buffer")
-        if self.is_client_side or msg_type == WSMsgType.CLOSE or size <= COPY_LIMIT // 16:
-            # Masking makes a copy anyway, and leaves the caller's bytes as they are.
-            return self._send_frame(msg_type, <const uint8_t*> buffer, size, fin, rsv)
-        check_frame(msg_type, fin, size)
-        if not self._can_send():
-            return 0
-        if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
-            self._sending_data(fin)
-        header_size = <Py_ssize_t> pf_write_frame_header(header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL)
-        memcpy(buffer - header_size, header, <size_t> header_size)
-        self._count_sent(msg_type, size)
-        self.stream.write(<const uint8_t*> buffer - header_size, header_size + size, NULL, 0)
-        if self.outbox is not None and not self.in_message:
-            self.outbox.may_write()
-        return self._check_backlog()
-
-    cdef int _send_frame(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
-                         unsigned int rsv) except -1:
-        cdef uint8_t[MAX_HEADER_SIZE] header
-        cdef Py_ssize_t header_size
-        if msg_type != WSMsgType.TEXT and msg_type != WSMsgType.BINARY:
-            check_frame(msg_type, fin, size)
-            if msg_type == WSMsgType.CLOSE:
-                return self._send_close_payload(PyBytes_FromStringAndSize(<const char*> payload, size))
-        if not self._can_send():
-            return 0
-        if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
-            self._sending_data(fin)
-        if self.trace:
-            self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, MsgType(msg_type).name, size)
-        self._count_sent(msg_type, size)
-        if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
-            size = write_frame(self.scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
-            self.stream.write(self.scratch, size, NULL, 0)
-        elif self.is_client_side:
-            self._send_large_masked(msg_type, payload, size, fin, rsv)
-        else:
-            header_size = <Py_ssize_t> pf_write_frame_header(
-                header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL
-            )
-            self.stream.write(header, header_size, payload, size)
-        if self.outbox is not None and not self.in_message:
-            self.outbox.may_write()
-        return self._check_backlog()
-
-    cdef int _count_sent(self, int msg_type, Py_ssize_t size) noexcept:
-        count_frame(&self.traffic.sent[msg_type], size)
-        if self.shared_traffic != NULL:
-            count_frame(&self.shared_traffic.sent[msg_type], size)
-        return 0
-
-    cdef bint _can_send(self) noexcept:
-        return not (self.state_code == CONNECTING or self.is_close_frame_sent or self.stream.closing)
-
-    cdef int _sending_data(self, bint fin) except -1:
-        """The application sends a data frame: no frame of an outbox may come between fragments (RFC 6455 5.4)."""
-        if self.outbox is not None and not self.in_message:
-            self.outbox.write_before()
-        self.in_message = not fin
-        return 0
-
-    cdef int _end_outbox(self) except -1:
-        cdef _Outbox outbox = self.outbox
-        if outbox is not None:
-            self.outbox = None
-            outbox.ended()
-        return 0
-
-    cdef int _send_large_masked(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
-                                unsigned int rsv) except -1:
-        # In pieces that stay in the cache, rather than a copy of the whole.
-        cdef uint8_t[4] key
-        cdef Py_ssize_t done = 0
-        cdef Py_ssize_t piece
-        cdef Py_ssize_t header_size
-        new_mask_key(key)
-        header_size = <Py_ssize_t> pf_write_frame_header(
-            self.scratch, <unsigned int> msg_type, fin, rsv, <size_t> size, key
-        )
-        while done < size:
-            piece = min(size - done, <Py_ssize_t> SCRATCH_SIZE)
-            pf_mask(self.scratch + header_size, payload + done, <size_t> piece, key, <size_t> done)
-            self.stream.write(self.scratch, header_size + piece, NULL, 0)
-            done += piece
-            header_size = 0
-        return 0
-
-    cdef int _check_backlog(self) except -1:
-        """A whole frame was written: does the peer keep up?"""
-        cdef Py_ssize_t size = self.stream.backlog_size()
-        if size == 0 or self.stream.closing:
-            return 0
-        self.backlog_highest = max(self.backlog_highest, size)
-        if 0 <= self.max_backlog < size:
-            self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)
-            self.receiving = False
-            self.stream.abort()
-            self.logger.warning(
-                "%r: %d bytes waited for a peer that does not read; max_write_backlog is %d",
-                self, size, self.max_backlog,
-            )
-            return 0
-        return self.stream.check_high_watermark()
-
-    cpdef send_ping(self, message=None):
-        """Send a PING frame (RFC 6455 5.5.2).
-
-        :param message: str, bytes-like or None; at most 125 bytes
-        :raises ValueError: message is too long
-        """
-        self.send(WSMsgType.PING, message)
-
-    cpdef send_pong(self, message=None):
-        """Send a PONG frame (RFC 6455 5.5.3).
-
-        :param message: str, bytes-like or None; at most 125 bytes
-        :raises ValueError: message is too long
-        """
-        self.send(WSMsgType.PONG, message)
-
-    cpdef send_close(self, close_code=WSCloseCode.NO_INFO, close_message=None):
-        """Send a CLOSE frame (RFC 6455 5.5.1, 7.1.2): nothing more can be sent.
-
-        The peer has ``close_timeout`` seconds to finish; what it sends until its own CLOSE is dropped.
-
-        :param close_code: :class:`WSCloseCode` or int in 3000..4999; NO_INFO or None sends none
-        :param close_message: reason: str, UTF-8 bytes-like or None; at most 123 bytes
-        :raises ValueError: a code that must not be sent, or a bad reason
-        :raises RuntimeError: called from another thread
-        """
-        self._check_thread("send_close")
-        self._send_close_payload(build_close_payload(0 if close_code is None else close_code, close_message))
-
-    cdef int _send_close_payload(self, bytes payload) except -1:
-        cdef Py_ssize_t size
-        if len(payload) == 1:
-            raise ValueError("the payload of CLOSE is empty or starts with a code of two bytes (RFC 6455 5.5.1)")
-        if payload and build_close_payload((payload[0] << 8) | payload[1], payload[2:]) != payload:
-            raise ValueError("close code 0 must not be sent (RFC 6455 7.4)")
-        if not self._can_send():
-            return 0
-        if self.outbox is not None:
-            self.outbox.write_before()
-            self._end_outbox()
-            if not self._can_send():
-                return 0
-        if self.trace:
-            self.logger.log(PICOWS_DEBUG_LL, "%r: sending CLOSE, %d bytes", self, len(payload))
-        size = write_frame(
-            self.scratch, WSMsgType.CLOSE, True, 0, <const uint8_t*> PyBytes_AS_STRING(payload), len(payload),
-            self.is_client_side,
-        )
-        self._count_sent(WSMsgType.CLOSE, len(payload))
-        self.stream.write(self.scratch, size, NULL, 0)
-        self.is_close_frame_sent = True
-        self.held_pong = None
-        if self.close_handshake is None:
-            self.close_handshake = WSCloseHandshake.__new__(WSCloseHandshake)
-        self.close_handshake.sent = close_info(payload)
-        self.close_handshake.recv_then_sent = self.close_handshake.recv is not None
-        if self.close_handshake.recv_then_sent:
-            return self._after_close_received()
-        self._arm_closing()
-        if self.stream.reading_paused:
-            # The peer's CLOSE may be behind data, all of which is dropped now.
-            self.receiving = True
-            self.stream.resume_reading()
-        return 0
-
-    cpdef cork(self):
-        """Hold back what is sent from now on, until :meth:`uncork`: it leaves in one system call. Calls nest."""
-        self._check_thread("cork")
-        if self.stream is not None and not self.stream.closing:
-            self.stream.cork()
-
-    cpdef uncork(self):
-        """Send what was held back since :meth:`cork`."""
-        self._check_thread("uncork")
-        if self.stream is not None:
-            self.stream.uncork()
-            if self.outbox is not None:
-                self.outbox.may_write()
 
     # --- Flow control and the end, as asked for
 
@@ -736,13 +358,13 @@ cdef class WSTransport(StreamHandler):
         )
         self.frame_call = how_to_call(listener, "on_ws_frame", _BASE_ON_WS_FRAME, PF_FRAME_SLOT)
         if self.frame_call == CALL_PYTHON:
-            method = listener.on_ws_frame
-            if type(method) is MethodType and type(method.__func__) is FunctionType and method.__self__ is listener:
+            self.frame_method = listener.on_ws_frame
+            function = function_of(listener, self.frame_method)
+            if function is not None:
                 # The method object between us and the function costs a fifth of the call.
-                method = method.__func__
-                self.frame_function = <Vectorcall> PyVectorcall_Function(method)
+                self.frame_method = function
+                self.frame_function = <Vectorcall> PyVectorcall_Function(function)
                 self.frame_call = CALL_FUNCTION
-            self.frame_method = method
         self.unfinished_shown = 0 if (<WSListener> listener).watches_unfinished else -1
         self.asks_pong = who_overrides(listener, "is_user_specific_pong", _BASE_IS_PONG) is not None
         self.trace = self.logger.isEnabledFor(PICOWS_DEBUG_LL)
@@ -946,6 +568,21 @@ cdef class WSTransport(StreamHandler):
         self._set_cause(WSDisconnectCause.CLOSE_FRAME, None)
         self.state_code = CLOSING
         return self._deliver(frame)
+
+    cdef int _close_sent(self, bytes payload) except -1:
+        self.held_pong = None
+        if self.close_handshake is None:
+            self.close_handshake = WSCloseHandshake.__new__(WSCloseHandshake)
+        self.close_handshake.sent = close_info(payload)
+        self.close_handshake.recv_then_sent = self.close_handshake.recv is not None
+        if self.close_handshake.recv_then_sent:
+            return self._after_close_received()
+        self._arm_closing()
+        if self.stream.reading_paused:
+            # The peer's CLOSE may be behind data, all of which is dropped now.
+            self.receiving = True
+            self.stream.resume_reading()
+        return 0
 
     cdef int _after_close_received(self) except -1:
         """The peer's CLOSE was given out: do what is left of the closing handshake."""
@@ -1218,6 +855,15 @@ cdef class WSTransport(StreamHandler):
         self._set_cause(cause, error)
         return self._close_stream()
 
+    cdef int _backlog_exceeded(self, Py_ssize_t size) except -1:
+        self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)
+        self.receiving = False
+        self.stream.abort()
+        self.logger.warning(
+            "%r: %d bytes waited for a peer that does not read; max_write_backlog is %d", self, size, self.max_backlog,
+        )
+        return 0
+
     cdef int stream_pause_writing(self) except -1:
         self.writing_pauses += 1
         if self.ws_listener is not None and self.state_code != CLOSED:
@@ -1317,11 +963,7 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     if traffic is not None:
         transport.shared_traffic = &(<SharedTraffic?> traffic).counters
         transport.shared_traffic_owner = traffic
-    scratch = _scratch_buffers.get(loop)
-    if scratch is None:
-        scratch = _scratch_buffers[loop] = new_receive_buffer(SCRATCH_SIZE + MAX_HEADER_SIZE)
-    transport.scratch_owner = scratch
-    transport.scratch = transport.scratch_owner.data
+    transport._share_scratch(loop)
     transport.max_backlog = -1 if options.max_write_backlog is None else options.max_write_backlog
     stream.handler = transport
     stream.own_buffer_size = options.read_buffer_init_size

@@ -18,6 +18,8 @@ EXTENSIONS = (
     "codec",
     "traffic",
     "upgrade_request",
+    "callbacks",
+    "sending",
     "core",
     "net.stream",
     "net.tcp",

@@ -7,8 +7,9 @@
 # over, into a stream whose backlog is empty; a client whose backlog is not is behind, and only then policies apply.
 
 from ..codec cimport WSMsgType
-from ..core cimport WSTransport, _Outbox
+from ..core cimport WSTransport
 from ..net.stream cimport ByteStream
+from ..sending cimport _Outbox
 
 from cpython.object cimport PyObject
 

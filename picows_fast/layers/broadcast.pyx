@@ -21,6 +21,7 @@ from libc.string cimport memcpy
 
 from ..codec cimport MAX_HEADER_SIZE, build_close_payload
 from ..net.stream cimport ByteStream
+from ..sending cimport CLOSING, OPEN
 from ..wire cimport pf_write_frame_header
 
 from ..codec import WSCloseCode as CloseCode
@@ -52,10 +53,6 @@ cdef extern from *:
     }
     """
     void pf_prefetch(const void *object, size_t size) noexcept nogil
-
-cdef enum:
-    OPEN = 1                # WSState's values
-    CLOSING = 2
 
 cdef enum:
     # Bytes that one write gives to the stream: as much as the transport's scratch buffer takes, so that a turn makes

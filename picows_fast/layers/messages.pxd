@@ -3,8 +3,9 @@
 # A message is a WSFrame with `fin`: the received one if it came in one frame, else one that owns the joined payload.
 # What the lifetime of a frame is holds for it, too: see codec.pxd.
 
+from ..callbacks cimport ListenerCall
 from ..codec cimport WSFrame, WSMsgType
-from ..core cimport ListenerCall, WSListener, WSTransport
+from ..core cimport WSListener, WSTransport
 from ..net.stream cimport ReceiveBuffer
 
 from libc.stdint cimport uint8_t, uint32_t

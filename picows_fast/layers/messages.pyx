@@ -11,8 +11,8 @@ from cpython.mem cimport PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.string cimport memcpy
 
+from ..callbacks cimport CALL_NOTHING, CALL_PYTHON, how_to_call
 from ..codec cimport new_frame, peer_error
-from ..core cimport CALL_NOTHING, CALL_PYTHON, how_to_call
 from ..wire cimport (
     PF_ERR_EXPECTED_CONTINUATION,
     PF_ERR_MESSAGE_TOO_BIG,

@@ -80,12 +80,13 @@ def test_no_stream_and_no_transport_on_nothing():
 POKE = """
 import asyncio, faulthandler, itertools, socket
 faulthandler.enable()
-from picows_fast.codec import FrameParser, WSFrame
-from picows_fast.core import WSCloseHandshake, WSCloseInfo, WSListener
+from picows_fast.codec import FrameParser, WSCloseHandshake, WSCloseInfo, WSFrame
+from picows_fast.core import WSListener
 from picows_fast.layers.messages import MessageAssembler, WSMessageListener
 from picows_fast.net.foreign import ForeignStream
 from picows_fast.net.stream import ByteStream, ReadSpace, ReceiveBuffer, StreamHandler
 from picows_fast.net.tcp import TcpStream
+from picows_fast.sending import FrameSender
 
 loop = asyncio.new_event_loop()
 
@@ -116,7 +117,8 @@ MAKERS = [
     lambda: bare(WSFrame), lambda: bare(FrameParser), lambda: bare(WSListener),
     lambda: bare(WSCloseInfo), lambda: bare(WSCloseHandshake), lambda: bare(MessageAssembler),
     lambda: bare(WSMessageListener), lambda: bare(ByteStream), lambda: bare(StreamHandler),
-    lambda: bare(ReceiveBuffer), lambda: bare(ReadSpace), lambda: ForeignStream(loop),
+    lambda: bare(ReceiveBuffer), lambda: bare(ReadSpace), lambda: bare(FrameSender),
+    lambda: ForeignStream(loop),
     tcp_with_data, tcp_with_end, lambda: closed(lambda: ForeignStream(loop)),
     lambda: closed(tcp_with_data),
 ]

@@ -135,6 +135,9 @@ cdef Py_ssize_t write_frame(
     const uint8_t *payload, Py_ssize_t payload_size, bint masked,
 ) except -1
 
+# One whole frame of a server's, as bytes. `message` is str, bytes-like or None; anything else raises TypeError.
+cdef bytes unmasked_frame(int msg_type, message)
+
 # Writes a fresh mask key (4 bytes) from a cryptographic generator (RFC 6455 10.3).
 cdef int new_mask_key(uint8_t *key) except -1
 

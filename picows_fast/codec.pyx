@@ -15,7 +15,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
@@ -67,6 +67,9 @@ cdef extern from *:
     }
     """
     long long pf_realtime_ns() nogil
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 
 # --- Mask keys -----------------------------------------------------------------------------------
@@ -161,6 +164,33 @@ def build_frame(int msg_type, payload=None, *, bint fin=True, bint rsv1=False, b
     finally:
         PyBuffer_Release(&view)
     return out
+
+
+cdef bytes unmasked_frame(int msg_type, message):
+    cdef Py_buffer view
+    cdef const char *text
+    cdef Py_ssize_t size = 0
+    if isinstance(message, bytes):
+        return unmasked_frame_of(msg_type, PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message))
+    if isinstance(message, str):
+        text = PyUnicode_AsUTF8AndSize(message, &size)
+        return unmasked_frame_of(msg_type, text, size)
+    if message is None:
+        return unmasked_frame_of(msg_type, NULL, 0)
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+    try:
+        return unmasked_frame_of(msg_type, <const char*> view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef inline bytes unmasked_frame_of(int msg_type, const char *payload, Py_ssize_t size):
+    cdef Py_ssize_t header_size = <Py_ssize_t> pf_frame_header_size(<size_t> size, False)
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, header_size + size)
+    write_frame(
+        <uint8_t*> PyBytes_AS_STRING(frame), <unsigned int> msg_type, True, 0, <const uint8_t*> payload, size, False
+    )
+    return frame
 
 
 cdef inline unsigned int rsv_bits(bint rsv1, bint rsv2, bint rsv3) noexcept:

@@ -10,8 +10,7 @@ taken is the stream's. See broadcast.pxd for how it works.
 import asyncio
 import weakref
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -19,10 +18,9 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from ..codec cimport MAX_HEADER_SIZE, build_close_payload
+from ..codec cimport build_close_payload, unmasked_frame
 from ..net.stream cimport ByteStream
 from ..sending cimport CLOSING, OPEN
-from ..wire cimport pf_write_frame_header
 
 from ..codec import WSCloseCode as CloseCode
 
@@ -31,9 +29,6 @@ cimport cython
 
 cdef extern from "net/clock.h" nogil:
     double pf_monotonic()
-
-cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef extern from *:
     """
@@ -84,30 +79,15 @@ cdef class _Message:
 
 
 cdef _Message encode(int msg_type, message, key):
-    """One unmasked frame (RFC 6455 5.2). Holds a copy, so it may be called from any thread."""
+    """Holds a copy, so it may be called from any thread."""
     cdef _Message encoded
-    cdef Py_buffer view
-    cdef const char *text
-    cdef Py_ssize_t size = 0
     if msg_type != WSMsgType.TEXT and msg_type != WSMsgType.BINARY:
         raise ValueError(f"msg_type must be TEXT or BINARY, got {msg_type}")
     if key is not None and type(key) is not str and type(key) is not bytes and type(key) is not int:
         raise TypeError(f"key must be a str, bytes, int or None, got {type(key).__name__}")
     encoded = _Message.__new__(_Message)
     encoded.key = key
-    if isinstance(message, bytes):
-        encoded.frame = frame_of(msg_type, PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message))
-    elif isinstance(message, str):
-        text = PyUnicode_AsUTF8AndSize(message, &size)
-        encoded.frame = frame_of(msg_type, text, size)
-    elif message is None:
-        encoded.frame = frame_of(msg_type, NULL, 0)
-    else:
-        PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
-        try:
-            encoded.frame = frame_of(msg_type, <const char*> view.buf, view.len)
-        finally:
-            PyBuffer_Release(&view)
+    encoded.frame = unmasked_frame(msg_type, message)
     return encoded
 
 
@@ -115,18 +95,6 @@ cdef inline Py_ssize_t payload_size_of(PyObject *frame) noexcept:
     """Of a server's frame (RFC 6455 5.2)."""
     cdef int length = PyBytes_AS_STRING(<bytes> frame)[1]
     return PyBytes_GET_SIZE(<bytes> frame) - (2 if length < 126 else 4 if length == 126 else 10)
-
-
-cdef bytes frame_of(int msg_type, const char *payload, Py_ssize_t size):
-    cdef uint8_t[MAX_HEADER_SIZE] header
-    cdef Py_ssize_t header_size = <Py_ssize_t> pf_write_frame_header(
-        header, <unsigned int> msg_type, True, 0, <size_t> size, NULL
-    )
-    cdef bytes frame = PyBytes_FromStringAndSize(NULL, header_size + size)
-    memcpy(PyBytes_AS_STRING(frame), header, <size_t> header_size)
-    if size:
-        memcpy(PyBytes_AS_STRING(frame) + header_size, payload, <size_t> size)
-    return frame
 
 
 # --- When the turn is over -------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """asyncio's own event loop with a selector that calls picows_fast's connections in C and can spin.
 
 Owns: making such a loop and running a program on it. What the selector does is in ``selector``; the
-loop itself is :class:`asyncio.SelectorEventLoop`, unchanged.
+loop itself is :class:`asyncio.SelectorEventLoop`, whose ``stop`` tells the selector, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ from typing import Any, TypeVar, cast
 
 if sys.platform == "linux":
     from .selector import LoopSelector
+
+    class _EventLoop(asyncio.SelectorEventLoop):
+        """asyncio's, and the selector need not look whether it was stopped."""
+
+        _selector: LoopSelector
+
+        def stop(self) -> None:
+            super().stop()
+            self._selector.interrupt()
+
 
 __all__ = ["new_event_loop", "run"]
 
@@ -75,7 +85,7 @@ def _new_event_loop(busy_poll: float, stack_level: int) -> asyncio.AbstractEvent
     selector = LoopSelector(busy_poll=busy_poll)
     try:
         # A selector by its interface: an extension type cannot derive from BaseSelector.
-        loop = asyncio.SelectorEventLoop(cast(selectors.BaseSelector, selector))
+        loop = _EventLoop(cast(selectors.BaseSelector, selector))
     except BaseException:
         selector.close()
         raise

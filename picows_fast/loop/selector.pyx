@@ -9,11 +9,13 @@ ready, ``select`` calls them and waits on, as the loop would do nothing else.
 It returns to the loop when there is something for it: a file object is ready, a callback was scheduled
 (``call_soon``, a future or a task), the timers changed, a timer is due, ``stop`` was called; and after MAX_TURNS waits
 in a row, for what Python does between its own instructions (pending calls, exceptions for this thread).
+
+A stream that tells what it leaves (POLL_EDGE) is watched edge-triggered, or the kernel would look at it again in each
+wait. Whatever such an event may have missed has it watched anew: _call_again().
 """
 
 import asyncio
 import collections.abc
-import math
 import os
 import selectors
 from abc import ABCMeta
@@ -21,9 +23,10 @@ from abc import ABCMeta
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.errno cimport EINTR, errno
+from libc.math cimport ceil
 from libc.string cimport memset
 
-from ..net.poller cimport POLL_READ, POLL_WRITE
+from ..net.poller cimport POLL_CAME, POLL_EDGE, POLL_LEFT, POLL_READ, POLL_WRITE
 
 
 cdef extern from *:
@@ -32,6 +35,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <sys/epoll.h>
     #include <sys/syscall.h>
+    #include <sys/timerfd.h>
     #include <time.h>
     #include <unistd.h>
 
@@ -69,7 +73,8 @@ cdef extern from *:
 
             timeout = milliseconds > 86400000 ? 86400000 : milliseconds;
         }
-        found = epoll_wait(epoll_fd, events, room, (int)timeout);
+        /* Not epoll_wait(), in which a thread can be cancelled: that costs as much again. */
+        found = (int)syscall(SYS_epoll_pwait, epoll_fd, events, room, (int)timeout, NULL, (size_t)8);
         return found >= 0 ? found : -errno;
     }
 
@@ -83,11 +88,26 @@ cdef extern from *:
     }
 
     #define pf_event_data(event) ((event)->data.u64)
+
+    static int pf_timer_set(int timer_fd, int64_t when)
+    {
+        struct itimerspec at = { { 0, 0 }, { when / 1000000000, when % 1000000000 } };
+
+        return timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
+    }
+
+    #define pf_raised() (-1)
     """
     enum:
         EPOLL_CLOEXEC
         EPOLLIN
         EPOLLOUT
+        EPOLLPRI
+        EPOLLRDHUP
+        EPOLLET
+        CLOCK_MONOTONIC
+        TFD_CLOEXEC
+        TFD_NONBLOCK
         EPOLL_CTL_ADD
         EPOLL_CTL_MOD
         EPOLL_CTL_DEL
@@ -98,11 +118,15 @@ cdef extern from *:
     int pf_epoll_wait(int epoll_fd, epoll_event *events, int room, int64_t timeout) nogil
     int pf_epoll_control(int epoll_fd, int operation, int fd, uint32_t events, uint64_t data)
     uint64_t pf_event_data(epoll_event *event)
+    int timerfd_create(int clock, int flags)
+    int pf_timer_set(int timer_fd, int64_t when)
+    int pf_raised() except -1
 
 cdef extern from "Python.h":
     object PyContext_CopyCurrent()
-    int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    int try_to_enter "PyContext_Enter" (object context) noexcept
+    int try_to_leave "PyContext_Exit" (object context) noexcept
 
 
 cdef enum:
@@ -110,15 +134,31 @@ cdef enum:
     MAX_EVENTS = 256
     # Waits without a return to the loop.
     MAX_TURNS = 1000
+    # In place of the alarm's descriptor.
+    NO_ALARM = -2
 
+# Events of the alarm, and of nobody: no descriptor has such a number.
+cdef uint64_t ALARM = <uint64_t> -2
 cdef uint64_t HOT_NOBODY = <uint64_t> -1
 cdef int64_t FOREVER = -1
+cdef double LONGEST = 1e9       # seconds; the limit of a wait
 cdef object SelectorKey = selectors.SelectorKey
 cdef object Handle = asyncio.Handle
 
 
 cdef uint32_t epoll_mask(int events) noexcept:
+    # With edges, an end behind the bytes (EPOLLRDHUP) and urgent data amidst them (EPOLLPRI) must be told: a read stops
+    # there. Not while there is something to write, for which nobody tells what is left.
+    if events == POLL_READ | POLL_EDGE:
+        return <uint32_t> (EPOLLIN | EPOLLPRI | EPOLLRDHUP) | <uint32_t> EPOLLET
     return (EPOLLIN if events & POLL_READ else 0) | (EPOLLOUT if events & POLL_WRITE else 0)
+
+
+cdef int call_stream(ByteStream stream, bint readable, bint writable) except -1:
+    return stream.descriptor_ready(readable, writable)
+
+# ... where -1 is looked at by who calls it.
+ctypedef int (*try_t)(ByteStream stream, bint readable, bint writable) noexcept
 
 
 cdef int poll_events(uint32_t mask) noexcept:
@@ -133,7 +173,7 @@ cdef class LoopSelector(Poller):
     """
 
     def __cinit__(self, *, double busy_poll=0.0):
-        self.epoll_fd = -1
+        self.epoll_fd = self.alarm_fd = -1
         self.hot = HOT_NOBODY
         self.busy_poll = <int64_t> (busy_poll * 1e9)
         self.keys = {}
@@ -144,16 +184,21 @@ cdef class LoopSelector(Poller):
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
-        if self.epoll_fd >= 0:
-            close(self.epoll_fd)
+        self._close_descriptors()
         PyMem_Free(self.watched)
 
     def attach(self, loop):
         """Serve this loop: call its streams in ``select``, and return when it has something to do.
 
-        :param loop: an :class:`asyncio.BaseEventLoop` whose selector this is
+        :param loop: an :class:`asyncio.BaseEventLoop` whose selector this is, and which calls :meth:`interrupt` when
+            it is stopped
         """
         self.loop = loop
+        self.scheduled = loop._ready
+
+    def interrupt(self):
+        """Have ``select`` return, if a stream's callback is being called by it."""
+        self.interrupted = True
 
     # --- the interface of selectors.BaseSelector
 
@@ -217,15 +262,22 @@ cdef class LoopSelector(Poller):
         self.keys.clear()
         self.streams.clear()
         self.hot = HOT_NOBODY
-        self.loop = None
+        self.alarm = 0
+        self.loop = self.scheduled = None
         if self.watched != NULL:
             # The generations go on, in case that a select() is under way.
             for fd in range(self.watched_size):
                 self.watched[fd].stream = self.watched[fd].context = NULL
                 self.watched[fd].generation += 1
+        self._close_descriptors()
+
+    cdef int _close_descriptors(self) noexcept:
         if self.epoll_fd >= 0:
             close(self.epoll_fd)
-            self.epoll_fd = -1
+        if self.alarm_fd >= 0:
+            close(self.alarm_fd)
+        self.epoll_fd = self.alarm_fd = -1
+        return 0
 
     def __enter__(self):
         return self
@@ -246,14 +298,19 @@ cdef class LoopSelector(Poller):
         if self.epoll_fd < 0:
             raise ValueError("I/O operation on closed epoll object")
         self.selects += 1
+        self.interrupted = False
         if len(self.keys) > MAX_EVENTS:
             room = <int> len(self.keys)
             events = <epoll_event*> PyMem_Malloc(<size_t> room * sizeof(epoll_event))
             if events == NULL:
                 raise MemoryError()
+        outer = self.context        # of a loop inside whose callback this one runs
+        self.context = None
         try:
             return self._select(events, room, timeout)
         finally:
+            self._leave()
+            self.context = outer
             if events != few:
                 PyMem_Free(events)
 
@@ -261,43 +318,44 @@ cdef class LoopSelector(Poller):
         cdef uint64_t number = self.selects
         cdef int64_t now = 0
         cdef int64_t deadline = FOREVER
+        cdef double seconds
         cdef Py_ssize_t timer_count = 0
         cdef int turns = 0
         cdef int found
+        cdef bint flooded
         cdef list ready = []
         cdef list timers = None
         cdef object first_timer = None
         cdef object scheduled = None
-        cdef dict state = None      # the loop's attributes; looked up here, they cost a third
         cdef object loop = self.loop
         # In debug mode the loop calls the streams itself, and watches how long that takes.
-        cdef bint inside = loop is not None and not loop.get_debug()
+        cdef bint inside = loop is not None and not loop._debug
         if timeout is not None:
+            seconds = timeout
             deadline = 0
-            if timeout > 0:
+            if seconds > 0:
                 now = pf_now()
-                deadline = now + <int64_t> math.ceil(timeout * 1e9)
+                deadline = now + <int64_t> ceil(min(seconds, LONGEST) * 1e9)
         if inside:
-            state = loop.__dict__
-            scheduled = loop._ready
+            scheduled = self.scheduled
             timers = loop._scheduled
             timer_count = len(timers)
             if timer_count:
                 first_timer = timers[0]
         while True:
             found = self._wait(events, room, deadline, &now, inside)
-            if found:
-                self._tell(events, found, inside, ready)
+            flooded = found and self._tell(events, found, inside, ready)
             PyErr_CheckSignals()
             # Is there anything for the loop to do?
             turns += 1
             if ready or deadline == 0 or not inside or turns == MAX_TURNS or self.epoll_fd < 0:
                 return ready
-            if len(scheduled) or state["_stopping"] or self.selects != number:
+            if len(scheduled) or self.interrupted or self.selects != number:
                 return ready
             if len(timers) != timer_count or timer_count and timers[0] is not first_timer:
                 return ready
-            if deadline > 0:
+            # The alarm tells when it is time, but together with others that are ready.
+            if deadline > 0 and (flooded or found != 1 or not 0 < self.alarm <= deadline):
                 now = pf_now()
                 if now >= deadline:
                     return ready
@@ -306,23 +364,22 @@ cdef class LoopSelector(Poller):
         """Return the number of events: 0 at the deadline, after a signal, and when a stream was called already.
 
         :param deadline: FOREVER, or 0 to look once
-        :param now: the time, if there is a deadline
+        :param now: the time, or any before it, if there is a deadline
         """
         cdef int epoll_fd = self.epoll_fd
         cdef int found
-        cdef int64_t timeout = FOREVER
+        cdef int64_t timeout = 0
         cdef int64_t spin = self.busy_poll
         if deadline == 0:
-            spin = timeout = 0
+            spin = 0
         elif self.hot != HOT_NOBODY:
             spin = max(spin, self.watched[<uint32_t> self.hot].spin)
         if spin > 0:
-            if deadline < 0:
-                now[0] = pf_now()
+            now[0] = pf_now()
             spin += now[0]
             while now[0] < spin and (deadline < 0 or now[0] < deadline):
                 # Who received last is the likeliest to receive next; reading at once saves asking who it is.
-                if inside and self.hot != HOT_NOBODY and self._call(self.hot, True, False):
+                if inside and self.hot != HOT_NOBODY and self._read_hot():
                     return 0
                 with nogil:
                     found = pf_epoll_wait(epoll_fd, events, room, 0)
@@ -330,34 +387,75 @@ cdef class LoopSelector(Poller):
                     return found
                 PyErr_CheckSignals()
                 now[0] = pf_now()
-        if deadline > 0:
-            timeout = max(deadline - now[0], 0)
+        if deadline != 0:
+            timeout = self._time_left(deadline, now, inside)
         with nogil:
             found = pf_epoll_wait(epoll_fd, events, room, timeout)
         if found < 0:
             if found != -EINTR:
                 raise OSError(-found, os.strerror(-found))
             found = 0
+        elif timeout > 0:
+            self.cut_short = found > 0
         return found
 
+    cdef int64_t _time_left(self, int64_t deadline, int64_t *now, bint inside) except -2:
+        """How long the wait may take, in nanoseconds; FOREVER if something ends it in time."""
+        if deadline < 0 or (inside and self.alarm and self.alarm <= deadline):
+            return FOREVER
+        # It costs a system call more than to limit one wait, but may serve many.
+        if inside and self.cut_short and self._set_alarm(deadline):
+            return FOREVER
+        now[0] = pf_now()
+        return max(deadline - now[0], 0)
+
+    cdef bint _set_alarm(self, int64_t deadline) except -1:
+        if self.alarm_fd == -1:
+            self.alarm_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+            if self.alarm_fd >= 0 and pf_epoll_control(
+                self.epoll_fd, EPOLL_CTL_ADD, self.alarm_fd, <uint32_t> EPOLLIN | <uint32_t> EPOLLET, ALARM
+            ) < 0:
+                close(self.alarm_fd)
+                self.alarm_fd = -1
+            if self.alarm_fd < 0:
+                self.alarm_fd = NO_ALARM
+        if self.alarm_fd < 0 or pf_timer_set(self.alarm_fd, deadline) < 0:
+            return False
+        self.alarm = deadline
+        return True
+
     cdef int _tell(self, epoll_event *events, int found, bint inside, list ready) except -1:
-        """Call the streams that are ready, note the file objects that are."""
+        """Call the streams that are ready, note the file objects that are. Returns whether a stream left something."""
         cdef uint64_t data
-        cdef int i, fd, happened
+        cdef int i, fd, result, behind
         cdef int foreign = 0
+        cdef int left = 0
         for i in range(found):
             data = pf_event_data(&events[i])
             fd = <int> <uint32_t> data
             if not self._is_current(data):
-                continue
-            if self.watched[fd].stream == NULL:
+                if data == ALARM:
+                    self.alarm = 0
+                    self.cut_short = False
+            elif self.watched[fd].stream == NULL:
                 foreign += 1
-                continue
-            happened = poll_events(events[i].events)
-            if not inside:
-                ready.append((self._stream_key(fd), happened & <int> self.watched[fd].events))
-            elif self._call(data, happened & POLL_READ, happened & POLL_WRITE):
-                self.hot = data
+            elif inside:
+                result = self._call(data, events[i].events)
+                if result < 0:
+                    try:
+                        self._call_failed()
+                    except BaseException:
+                        # It leaves select(), where there are more events.
+                        for behind in range(i + 1, found):
+                            self._call_again(<uint32_t> pf_event_data(&events[behind]))
+                        raise
+                else:
+                    left |= result & POLL_LEFT
+                    if result & POLL_CAME:
+                        self.hot = data
+            else:
+                self._call_again(fd)        # the loop does, once
+                ready.append((self._stream_key(fd), poll_events(events[i].events) & <int> self.watched[fd].events))
         # After the streams, whose callbacks may change what is registered.
         for i in range(found if foreign else 0):
             data = pf_event_data(&events[i])
@@ -365,7 +463,7 @@ cdef class LoopSelector(Poller):
             if self._is_current(data) and self.watched[fd].stream == NULL:
                 key = self.keys[fd]
                 ready.append((key, poll_events(events[i].events) & <int> key.events))
-        return 0
+        return left
 
     # --- the interface of Poller
 
@@ -387,7 +485,6 @@ cdef class LoopSelector(Poller):
             self._control(EPOLL_CTL_MOD, fd, events)
         if slot.stream == NULL or events & ~slot.events & POLL_READ:
             context = PyContext_CopyCurrent()
-            # While the stream is being called, the context that it was entered with must live on: _call() holds it.
             self.streams[fd] = (stream, context)
             slot.stream = <void*> stream
             slot.context = <void*> context
@@ -400,43 +497,96 @@ cdef class LoopSelector(Poller):
         cdef uint32_t fd = <uint32_t> event_data
         return fd < <uint32_t> self.watched_size and self.watched[fd].generation == <uint32_t> (event_data >> 32)
 
-    cdef bint _call(self, uint64_t event_data, bint readable, bint writable) except -1:
-        """Tell a stream what it is ready for. Returns whether bytes came."""
+    cdef int _call(self, uint64_t event_data, uint32_t happened) noexcept:
+        """Tell a stream what it is ready for. Returns PollResults, or -1 if that raised: _call_failed() must follow."""
         cdef uint32_t fd = <uint32_t> event_data
-        cdef bint came = False
+        cdef Watched *watched = &self.watched[fd]
+        cdef bint edge = (watched.events & POLL_EDGE) != 0
+        cdef int result
         cdef ByteStream stream
-        cdef object context
-        if not self._is_current(event_data):
-            if self.hot == event_data:
-                self.hot = HOT_NOBODY
-            return False
-        if self.watched[fd].entered:
-            return False        # by a loop that was run inside its callback
-        stream = <ByteStream> self.watched[fd].stream
-        context = <object> self.watched[fd].context
-        failure = None
-        PyContext_Enter(context)
-        self.watched[fd].entered = True
+        if watched.entered:         # by a loop that was run inside its callback
+            watched.missed = True
+            return 0
+        stream = <ByteStream> watched.stream
+        if watched.context != <void*> self.context and self._switch(<object> watched.context) < 0:
+            self.failed = stream
+            return -1
+        watched.entered = True
+        result = (<try_t> call_stream)(
+            stream, (happened & ~<uint32_t> EPOLLOUT) != 0, (happened & ~<uint32_t> EPOLLIN) != 0
+        )
+        watched = &self.watched[fd]     # the callback may have moved them
+        watched.entered = False
+        # A read that stopped at an end, or that raised, may have left something, too.
+        if watched.missed or edge and result & (POLL_LEFT | POLL_CAME) and (
+            result & POLL_LEFT or happened & ~<uint32_t> (EPOLLIN | EPOLLOUT)
+        ):
+            watched.missed = False
+            self._call_again(fd)
+        if result < 0:
+            self.failed = stream
+        return result
+
+    cdef int _call_again(self, uint32_t fd) noexcept:
+        """Have the stream called in the next wait, if it is ready for anything, whatever events have told."""
+        cdef Watched *watched
+        if fd < <uint32_t> self.watched_size:
+            watched = &self.watched[fd]
+            if watched.stream != NULL and watched.events & POLL_EDGE:
+                pf_epoll_control(
+                    self.epoll_fd, EPOLL_CTL_MOD, <int> fd, epoll_mask(<int> watched.events),
+                    <uint64_t> watched.generation << 32 | fd,
+                )
+        return 0
+
+    cdef int _call_failed(self) except -1:
+        """What _call() raised goes to the loop's exception handler, or to who runs the loop."""
+        cdef ByteStream stream = self.failed
+        context = self.context
+        self.failed = None
         try:
-            came = stream.descriptor_ready(readable, writable)
+            pf_raised()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
             failure = error
-        finally:
-            self.watched[fd].entered = False
-            PyContext_Exit(context)
-        if failure is not None:
-            self._call_failed(stream, context, failure)     # which runs the loop's handler in that context
-        return came
-
-    cdef int _call_failed(self, ByteStream stream, context, error) except -1:
+        self._leave()       # the loop enters it to run the handler
         loop = stream.loop
         loop.call_exception_handler({
             "message": f"Exception in callback of {stream!r}",
-            "exception": error,
+            "exception": failure,
             "handle": Handle(stream._on_readable, (), loop, context),
         })
+        return 0
+
+    cdef bint _read_hot(self) except -1:
+        """Have who received last read, whether or not there is anything. Returns whether something came of it: bytes,
+        the end, what it scheduled."""
+        cdef int result
+        if not self._is_current(self.hot):
+            self.hot = HOT_NOBODY
+            return False
+        result = self._call(self.hot, EPOLLIN)
+        if result < 0:
+            self._call_failed()
+        return (result & POLL_CAME) != 0 or not self._is_current(self.hot) or len(self.scheduled) > 0
+
+    cdef int _switch(self, object context) noexcept:
+        """Have what follows run in this context; -1: it raised. The context is left when another one's turn comes, and
+        at select()'s end: for one stream that is called again and again it is entered once."""
+        if self.context is not None and try_to_leave(self.context) < 0:
+            return -1
+        self.context = None
+        if try_to_enter(context) < 0:
+            return -1
+        self.context = context
+        return 0
+
+    cdef int _leave(self) except -1:
+        context = self.context
+        if context is not None:
+            self.context = None
+            PyContext_Exit(context)
         return 0
 
     cdef object _stream_key(self, int fd):

@@ -6,15 +6,23 @@
 from .stream cimport ByteStream
 
 
-cdef enum PollEvent:        # the values are those of selectors.EVENT_READ and EVENT_WRITE
+cdef enum PollEvent:        # the first two have the values of selectors.EVENT_READ and EVENT_WRITE
     POLL_READ = 1
     POLL_WRITE = 2
+    # Only with POLL_READ: descriptor_ready() says POLL_LEFT where it must, so that it need not be called before
+    # something new comes.
+    POLL_EDGE = 4
+
+# What descriptor_ready() returns.
+cdef enum PollResult:
+    POLL_CAME = 1           # bytes came
+    POLL_LEFT = 2           # more may be there, of which nothing new will tell
 
 
 cdef class Poller:
     # Have stream.descriptor_ready() called when the stream's descriptor is ready for any of these PollEvents; 0: no
     # more, which must come before the descriptor is closed. It is called in the context (contextvars) that is current
-    # when watching for reading begins, and may be called once without need.
+    # when watching for reading begins, and may be called now and then without need.
     # `spin` is how long, in nanoseconds, the loop is to spin for this stream before it blocks.
     cdef int watch(self, ByteStream stream, int fd, int events, long long spin) except -1
 

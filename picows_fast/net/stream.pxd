@@ -112,8 +112,8 @@ cdef class ByteStream(StreamHandler):
     cpdef pause_reading(self)
     cpdef resume_reading(self)
 
-    # The loop's poller found the descriptor ready. Returns whether bytes came.
-    cdef bint descriptor_ready(self, bint readable, bint writable) except -1
+    # The loop's poller found the descriptor ready. Returns PollResults.
+    cdef int descriptor_ready(self, bint readable, bint writable) except -1
 
     # --- for implementations
     cdef int flush(self) except -1

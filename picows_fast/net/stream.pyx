@@ -248,8 +248,8 @@ cdef class ByteStream(StreamHandler):
         self.pending_end = size
         return 0
 
-    cdef bint descriptor_ready(self, bint readable, bint writable) except -1:
-        return False
+    cdef int descriptor_ready(self, bint readable, bint writable) except -1:
+        return 0
 
     cpdef pause_reading(self):
         """Stop receiving. What the kernel has buffered stays there, and the peer is slowed down by TCP."""

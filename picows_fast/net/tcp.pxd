@@ -20,6 +20,8 @@ cdef class TcpStream(ByteStream):
         object peername
         object ended_after      # last_received(), once closed
         bint reading            # the loop watches the descriptor for reading
+        bint tells_left         # `left` can be relied on
+        bint left               # the last read may have left something that was there before it
         unsigned long watches   # how often it began to
         bint writing            # ... for writing
         bint shut               # our FIN is sent

@@ -11,10 +11,10 @@ import os
 import socket
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport ECONNABORTED, ECONNRESET, EPIPE, errno
+from libc.errno cimport ECONNABORTED, ECONNRESET, EINTR, EPIPE, errno
 from libc.stdint cimport int64_t, uint8_t
 
-from .poller cimport POLL_READ, POLL_WRITE, poller_of
+from .poller cimport POLL_CAME, POLL_EDGE, POLL_LEFT, POLL_READ, POLL_WRITE, poller_of
 from .stream cimport ByteStream, StreamEnd, read_space
 
 
@@ -137,6 +137,8 @@ cdef class TcpStream(ByteStream):
         self.fd = sock.fileno()
         self.poller = poller_of(loop)
         self.space = read_space(loop, 0)
+        # A read that takes less than it may leaves nothing. Of a Unix socket it may: it ends where descriptors were sent.
+        self.tells_left = type(self) is TcpStream and sock.family in (socket.AF_INET, socket.AF_INET6)
         self.can_take_back = True
         self.set_write_buffer_limits()
         if hasattr(socket, "SO_NOSIGPIPE"):
@@ -178,17 +180,17 @@ cdef class TcpStream(ByteStream):
             pf_quick_ack(self.fd)
         return 0
 
-    cdef bint descriptor_ready(self, bint readable, bint writable) except -1:
+    cdef int descriptor_ready(self, bint readable, bint writable) except -1:
         cdef bint came = readable and self._read_once()
         if writable and self.writing:
             self.flush()
-        return came
+        return (POLL_CAME if came else 0) | (POLL_LEFT if self.left else 0)
 
     cdef int _watch(self) except -1:
-        return self.poller.watch(
-            self, self.fd, (POLL_READ if self.reading else 0) | (POLL_WRITE if self.writing else 0),
-            self.busy_poll,
-        )
+        cdef int events = POLL_WRITE if self.writing else 0
+        if self.reading:
+            events |= POLL_READ | POLL_EDGE if self.tells_left else POLL_READ
+        return self.poller.watch(self, self.fd, events, self.busy_poll)
 
     cdef bint _read_once(self) except -1:
         """One system call. Returns whether bytes came."""
@@ -200,6 +202,7 @@ cdef class TcpStream(ByteStream):
             return self._read_stamped()
         room = self.reserve(&where)
         size = pf_recv(self.fd, where, <size_t> room)
+        self.left = size == room
         if size > 0:
             if not self.closing:    # else nobody is interested any more: only the peer's FIN is awaited
                 self.received(size)
@@ -218,6 +221,7 @@ cdef class TcpStream(ByteStream):
         while self.reading and reads < STAMPED_READS:
             room = min(self.reserve(&where), <Py_ssize_t> STAMPED_READ)
             size = pf_recv_stamped(self.fd, where, <size_t> room, &stamps)
+            self.left = size == room
             if size <= 0:
                 self._nothing_read(size)
                 break
@@ -246,6 +250,8 @@ cdef class TcpStream(ByteStream):
             self.report_end(StreamEnd.FIN, None)
         elif not would_block(errno):
             self._read_failed(errno)
+        else:
+            self.left = errno == EINTR
         return 0
 
     cdef int _read_failed(self, int error) except -1:

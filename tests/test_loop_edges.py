@@ -1,0 +1,317 @@
+"""loop: what the kernel tells once is not lost, and limits that outlast many waits are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+
+import pytest
+
+import picows_fast
+from picows_fast import WSMsgType
+
+from .peers import connected
+from .support import Echo, Recorder, server_frame, serving
+from .test_loop import Calls, cancel
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(sys.platform != "linux", reason="the loop is for Linux"),
+]
+
+BINARY = WSMsgType.BINARY
+
+
+@pytest.fixture(params=[0.0, 0.002], ids=["blocking", "spinning"])
+def new_loop(request):
+    return lambda: picows_fast.new_event_loop(busy_poll=request.param)
+
+
+@pytest.fixture
+def run(new_loop):
+    def run(main):
+        loop = new_loop()
+        try:
+            return loop.run_until_complete(asyncio.wait_for(main, 60))
+        finally:
+            loop.close()
+
+    return run
+
+
+def let_it_arrive():
+    """Block the loop until the kernel has what was sent."""
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("graceful", [True, False], ids=["fin", "reset"])
+def test_bytes_and_the_end_behind_them(run, graceful):
+    """The end is there when the bytes are read, and nothing new tells of it."""
+
+    async def main():
+        async with connected("client") as link:
+            await link.peer.send_bytes(server_frame(BINARY, b"last"))
+            let_it_arrive()
+            if graceful:
+                link.peer.fin()
+            else:
+                link.peer.reset()
+            let_it_arrive()
+            await link.listener.closed()
+            return link.listener.frames
+
+    assert run(main()) == [(BINARY, b"last", True)]
+
+
+SIZES = [1, 262_144 - 20, 300_000, 5, 4_097, 262_144, 70_000, 524_288, 125]
+
+
+def test_reads_that_fill_their_room(run):
+    """What a read had no room for is read in the next turn, though nothing new comes."""
+
+    async def main():
+        async with connected("client") as link:
+            data = b"".join(
+                server_frame(BINARY, bytes([index]) * n) for index, n in enumerate(SIZES)
+            )
+            sending = asyncio.create_task(link.peer.send_bytes(data))
+            await asyncio.sleep(0)
+            let_it_arrive()
+            await link.listener.until(lambda: len(link.listener.frames) == len(SIZES))
+            await sending
+            return [(payload[0], len(payload)) for _, payload, _ in link.listener.frames]
+
+    assert run(main()) == list(enumerate(SIZES))
+
+
+def test_urgent_data_amidst_the_bytes(run):
+    """A read ends there. The byte itself is not in the stream, as on any loop."""
+
+    async def main():
+        async with connected("client") as link:
+            await link.peer.send_bytes(server_frame(BINARY, b"before"))
+            link.peer.sock.send(b"!", socket.MSG_OOB)
+            await link.peer.send_bytes(server_frame(BINARY, b"behind"))
+            let_it_arrive()
+            await link.listener.frame(1)
+            return [payload for _, payload, _ in link.listener.frames]
+
+    assert run(main()) == [b"before", b"behind"]
+
+
+def test_urgent_data_at_the_end_is_no_endless_event(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with connected("client") as link:
+            await link.peer.send_bytes(server_frame(BINARY, b"before"))
+            link.peer.sock.send(b"!", socket.MSG_OOB)
+            await link.listener.frame()
+            await asyncio.sleep(0.05)
+            selects = 0
+            select = loop._selector.select
+
+            def counted(timeout):
+                nonlocal selects
+                selects += 1
+                return select(timeout)
+
+            loop._selector = type("Counting", (), {"select": staticmethod(counted)})()
+            try:
+                await asyncio.sleep(0.1)
+            finally:
+                loop._selector = select.__self__
+            return selects
+
+    assert run(main()) < 10
+
+
+def test_what_comes_in_a_loop_inside_a_callback(run):
+    """The connection whose callback it is cannot be called there; it is afterwards."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def turn_of_the_loop():
+            if len(link.listener.frames) == 1:
+                link.peer.sock.send(server_frame(BINARY, b"second"))
+                let_it_arrive()
+                loop.call_soon(int)
+                loop._run_once()
+
+        async with connected("client", Calls(turn_of_the_loop)) as link:
+            await link.peer.send_bytes(server_frame(BINARY, b"first"))
+            await link.listener.frame(1)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_who_else_was_ready_when_a_callback_ended_the_loop(new_loop, kind):
+    """The loop runs again, and calls who it had no more time for."""
+    loop = new_loop()
+    calls = []
+
+    def called():
+        calls.append(1)
+        if len(calls) == 1:
+            raise kind
+
+    async def main():
+        async with (
+            connected("client", Calls(called)) as first,
+            connected("client", Calls(called)) as second,
+            connected("client", Calls(called)) as third,
+        ):
+            for link in (first, second, third):
+                await link.peer.send_bytes(server_frame(BINARY, b"x"))
+            let_it_arrive()
+            await asyncio.Event().wait()
+
+    async def until_called():
+        while len(calls) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    try:
+        task = loop.create_task(main())
+        with pytest.raises(kind):
+            loop.run_forever()
+        assert len(calls) == 1
+        loop.run_until_complete(asyncio.wait_for(until_called(), 20))
+        cancel(task, loop)
+    finally:
+        loop.close()
+
+
+def test_debug_mode_comes_and_goes(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with connected("client") as link:
+            for number in range(6):
+                loop.set_debug(number % 2 == 1)
+                data = server_frame(BINARY, bytes([number]) * 300_000)
+                sending = asyncio.create_task(link.peer.send_bytes(data))
+                await link.listener.frame(number)
+                await sending
+            loop.set_debug(False)
+
+    run(main())
+
+
+def test_a_pause_in_the_midst(run):
+    """What had arrived when reading was paused is there when it is resumed."""
+
+    async def main():
+        async with connected("client") as link:
+            for number in range(5):
+                link.transport.pause_reading()
+                await link.peer.send_bytes(server_frame(BINARY, bytes([number])))
+                let_it_arrive()
+                await asyncio.sleep(0)
+                assert len(link.listener.frames) == number
+                link.transport.resume_reading()
+                await link.listener.frame(number)
+
+    run(main())
+
+
+def test_a_backlog_and_incoming_frames(run):
+    """While the loop waits for the socket to take more, frames still come; and afterwards, too."""
+
+    async def main():
+        async with connected("client") as link:
+            link.transport.send(BINARY, bytes(8_000_000))
+            for number in range(3):
+                await link.peer.send_bytes(server_frame(BINARY, bytes([number])))
+                await link.listener.frame(number)
+            assert link.transport.write_backlog
+            while link.transport.write_backlog:
+                await link.peer.more()
+                link.peer.data.clear()
+            for number in range(3, 6):
+                await link.peer.send_bytes(server_frame(BINARY, bytes([number])))
+                await link.listener.frame(number)
+
+    run(main())
+
+
+# --- the alarm
+
+
+async def echoes(count):
+    """Traffic between two connections of the loop, without a task's turn in between."""
+    done = asyncio.get_running_loop().create_future()
+
+    class Again(Recorder):
+        def on_ws_frame(self, transport, frame):
+            self.left -= 1
+            if self.left:
+                transport.send(BINARY, b"x")
+            elif not done.done():
+                done.set_result(None)
+
+    async with serving(lambda request: Echo()) as url:
+        transport, listener = await picows_fast.ws_connect(Again, url)
+        listener.left = count
+        transport.send(BINARY, b"x")
+        await done
+        transport.disconnect(graceful=False)
+        await listener.closed()
+
+
+def test_timers_during_traffic(run):
+    """Each comes when it is due, and in order, however often the loop waits meanwhile."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        due = [0.03, 0.001, 0.02, 0.002, 0.01, 0.0105]
+        start = loop.time()
+        called = []
+        for delay in due:
+            loop.call_later(delay, lambda delay=delay: called.append((delay, loop.time())))
+        while len(called) < len(due):
+            await echoes(200)
+        assert [delay for delay, _ in called] == sorted(due)
+        assert all(now >= start + delay for delay, now in called)
+
+    run(main())
+
+
+def test_a_timer_that_traffic_alone_must_not_outlast(run):
+    """It ends a traffic that has no end of its own."""
+
+    async def main():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(echoes(10**9), 0.05)
+
+    run(main())
+
+
+def test_a_timer_before_the_alarm(run):
+    """The alarm is set for a timer far away; then comes a near one, and silence."""
+
+    async def main():
+        far = asyncio.get_running_loop().call_later(1000, int)
+        await echoes(50)
+        await asyncio.sleep(0.01)
+        await echoes(50)
+        await asyncio.sleep(0.01)
+        far.cancel()
+
+    run(main())
+
+
+def test_a_timer_behind_the_alarm(run):
+    """The timer that the alarm was set for is cancelled: it goes off for nothing."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        near = loop.call_later(0.05, int)
+        await echoes(50)
+        near.cancel()
+        start = loop.time()
+        await asyncio.sleep(0.1)
+        assert loop.time() >= start + 0.1
+
+    run(main())

@@ -20,7 +20,7 @@ cdef enum:
 cdef enum:
     # Frames are put together in a buffer before they are sent. All connections of an event loop share one, as
     # nothing remains in it; loops in other threads have their own, since encrypting releases the GIL.
-    SCRATCH_SIZE = 256 * 1024
+    SCRATCH_SIZE = 1024 * 1024
 
 
 # Internal: what a layer keeps for one transport between the application and the stream, and when it is told what.

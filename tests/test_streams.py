@@ -172,6 +172,36 @@ async def test_large_payloads_both_ways_at_once(tls, io_options):
         await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_large_frames_among_small_ones(tls, io_options, is_kept):
+    """Memory for large frames goes from one to the next, whatever comes between and behind them."""
+    sizes = [1_500_000, 1_500_000, 20, 1_500_000, 5000, 700_000, 1_500_000, 3_000_000, 1, 300_000]
+    payloads = [os.urandom(size) for size in sizes * 2]
+    kept = []
+
+    class Keeping(Recorder):
+        def on_ws_frame(self, transport, frame):
+            super().on_ws_frame(transport, frame)
+            if is_kept:
+                kept.append(memoryview(frame))
+
+    listener = Keeping()
+    async with serving(lambda request: listener, tls=tls.server, **io_options) as url:
+        transport, _ = await picows_fast.ws_connect(
+            Recorder, url, ssl_context=tls.client, **io_options
+        )
+        # Half of them wait for each other, so that a read has one; half follow close behind.
+        for i, payload in enumerate(payloads):
+            transport.send(WSMsgType.BINARY, payload)
+            if i < len(sizes):
+                await listener.frame(i)
+        for i, payload in enumerate(payloads):
+            assert (await listener.frame(i))[1] == payload
+        transport.disconnect()
+        await listener.closed()
+    assert [bytes(view) for view in kept] == (payloads if is_kept else [])
+
+
 @pytest.mark.parametrize(
     "size", [0, 1, 125, 126, 16380, 16383, 16384, 16385, 32768, 65535, 65536, 250_000, 600_000]
 )

@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from .stream cimport ByteStream, ReadSpace, ReceiveBuffer, StreamEnd, StreamHandler
+from .stream cimport ByteStream, ReadSpace, ReceiveBuffer, StreamEnd, StreamHandler, read_space
 
 
 cdef enum:
@@ -96,6 +96,8 @@ cdef class ForeignStream(ByteStream):
         self.on_connected = on_connected
         # A transport may fill the buffer in another turn than it asked for it, so it cannot be a shared one.
         self.space = ReadSpace(RECEIVE_SIZE)
+        self.keeper = read_space(loop, 0)
+        self.reads_at_once = False
         ByteStream.set_write_buffer_limits(self)
         self.protocol = _Protocol(self)
         self.handler = self.early = _Nobody.__new__(_Nobody)

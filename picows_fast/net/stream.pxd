@@ -34,10 +34,12 @@ cdef class ReadSpace:
         Py_ssize_t base         # bytes below it are held by views that outlived their read
         bint busy               # a handler is looking at it
         ReceiveBuffer large     # what the last large unit was received in; None if it is in use
+        int reads_without       # reads since then that had no use for it
 
     cdef int settle(self, Py_ssize_t filled) except -1
     cdef ReceiveBuffer take_large(self, Py_ssize_t capacity)
     cdef int give_large(self, ReceiveBuffer buffer) except -1
+    cdef int read_without_large(self) except -1
 
 
 cdef class StreamHandler:
@@ -66,9 +68,14 @@ cdef class ByteStream(StreamHandler):
 
         # --- in
         ReadSpace space
+        ReadSpace keeper                # whose memory for large units is used: the loop's
         ReceiveBuffer pending           # received and not used yet; None if there is nothing
         Py_ssize_t pending_start, pending_end
         Py_ssize_t own_buffer_size      # bytes a large unfinished unit's buffer starts with
+        # Size of the last unit if it was more than the shared buffer takes, else 0. The next one is read at once, into
+        # the memory kept for large ones, where reserve() and received() are in the same call.
+        Py_ssize_t expected
+        bint reads_at_once, reads_large
         readonly bint reading_paused
         bint end_seen                   # stream_end() was called
         # When the newest of what the handler is shown came, as the kernel noted it: nanoseconds of the system's
@@ -121,6 +128,8 @@ cdef class ByteStream(StreamHandler):
     cdef int received(self, Py_ssize_t size) except -1
     cdef int deliver_pending(self) except -1
     cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int _grow(self) except -1
+    cdef Py_ssize_t _large_capacity(self, Py_ssize_t size) except -1
     cdef int append_backlog(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int backlog_sent(self, Py_ssize_t size) except -1
     cdef int schedule_flush(self) except -1

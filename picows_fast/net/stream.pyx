@@ -27,9 +27,9 @@ cdef enum:
     # An unfinished unit up to this size is copied in front of the next read; above, it gets a buffer of its own
     # that grows with what really arrives, so that each byte is moved a bounded number of times.
     SMALL_PENDING = 4 * 1024
-    # The memory of a large unit is kept for the next one, up to this size: the C library would give it back to the
-    # system, which takes a page fault for every 4 KiB to have it again.
-    LARGE_KEPT = 4 * 1024 * 1024
+    # The memory of a large unit is kept for the next one, until this many reads in a row did without: the C library
+    # would give it back to the system, which takes a page fault for every 4 KiB to have it again.
+    LARGE_KEPT_FOR = 64
     # An empty backlog keeps this much memory for the next time.
     BACKLOG_KEPT = 16 * 1024
 
@@ -88,10 +88,16 @@ cdef class ReadSpace:
     cdef int give_large(self, ReceiveBuffer buffer) except -1:
         """Keep the memory of a large unit for the next, unless somebody still looks at it. The caller has the only
         other reference."""
-        if Py_REFCNT(<PyObject*> buffer) == 1 and buffer.capacity <= LARGE_KEPT and (
-            self.large is None or self.large.capacity < buffer.capacity
-        ):
+        if Py_REFCNT(<PyObject*> buffer) == 1 and (self.large is None or self.large.capacity < buffer.capacity):
             self.large = buffer
+            self.reads_without = 0
+        return 0
+
+    cdef int read_without_large(self) except -1:
+        """A read had no use for the memory of a large unit."""
+        self.reads_without += 1
+        if self.reads_without > LARGE_KEPT_FOR:
+            self.large = None
         return 0
 
 
@@ -152,6 +158,7 @@ cdef class ByteStream(StreamHandler):
     # This one and those of the implementations leave nothing to an __init__, which Python code can skip or call twice.
     def __cinit__(self, *args, **kwargs):
         self.handler = _nobody
+        self.reads_at_once = True
         self.arrived = self.arrived_by_hardware = -1
 
     def __dealloc__(self):
@@ -173,11 +180,16 @@ cdef class ByteStream(StreamHandler):
             wanted = self.handler.stream_wanted()
             capacity = self.pending.capacity - self.pending_start
             if capacity == held:
-                self._save(self.pending.data + self.pending_start, held)
+                self._grow()
                 capacity = self.pending.capacity
             where[0] = self.pending.data + self.pending_end
             # Not a byte more than the unit has: what follows it belongs into the shared space.
             return (min(wanted, capacity) if wanted > held else capacity) - held
+        buffer = self.keeper.large
+        self.reads_large = held == 0 and self.expected and buffer is not None and buffer.capacity >= self.expected
+        if self.reads_large:
+            where[0] = buffer.data
+            return self.expected
         if space.busy:
             space = self.space = ReadSpace()
         buffer = space.buffer
@@ -191,11 +203,16 @@ cdef class ByteStream(StreamHandler):
         cdef Py_ssize_t held = self.pending_end - self.pending_start
         cdef Py_ssize_t used
         cdef uint8_t *data
-        cdef ReadSpace space
+        cdef ReadSpace space = self.space
+        if self.reads_large:
+            self.reads_large = False
+            self.pending = self.keeper.take_large(size)
+            self.pending_start = 0
+            self.pending_end = size
+            return self.deliver_pending()
         if held > SMALL_PENDING:
             self.pending_end += size
             return self.deliver_pending()
-        space = self.space
         self.pending = None
         self.pending_start = self.pending_end = 0
         data = space.buffer.data + space.base
@@ -208,45 +225,67 @@ cdef class ByteStream(StreamHandler):
         finally:
             space.busy = False
             space.settle(space.base + size)
+        if self.keeper.large is not None:
+            self.keeper.read_without_large()
         return 0
 
     cdef int deliver_pending(self) except -1:
         """Show the handler what is kept."""
         cdef ReceiveBuffer buffer = self.pending
-        cdef ReadSpace space = self.space
+        cdef Py_ssize_t size = self.pending_end - self.pending_start
         cdef Py_ssize_t used
         if buffer is None:
             return 0
-        used = self.handler.stream_data(
-            buffer.data + self.pending_start, self.pending_end - self.pending_start, buffer
-        )
+        used = self.handler.stream_data(buffer.data + self.pending_start, size, buffer)
         self.pending_start += used
-        if self.pending_start == self.pending_end or self.closing:
+        if used == size or self.closing:
             self.pending = None
             self.pending_start = self.pending_end = 0
-            if buffer.capacity > SMALL_PENDING:
-                space.give_large(buffer)
+            self.expected = size if size > READ_SPACE_SIZE and self.reads_at_once else 0
+        elif size - used <= SMALL_PENDING < buffer.capacity:
+            self._save(buffer.data + self.pending_start, size - used)
+        else:
+            return 0
+        if buffer.capacity > SMALL_PENDING:
+            self.keeper.give_large(buffer)
         return 0
 
     cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1:
         """Keep unused bytes in a buffer of our own, with room to grow if the unit is a large one."""
-        cdef Py_ssize_t capacity = size
-        cdef Py_ssize_t wanted
         cdef ReceiveBuffer buffer
         if size > SMALL_PENDING:
-            # Four times what has come, not what a header claims: memory follows what the peer really sends.
-            capacity = max(4 * size, self.own_buffer_size)
-            wanted = self.handler.stream_wanted()
-            if size < wanted < capacity:
-                capacity = wanted
-            buffer = self.space.take_large(capacity)
+            buffer = self.keeper.take_large(self._large_capacity(size))
         else:
-            buffer = new_receive_buffer(capacity)
+            buffer = new_receive_buffer(size)
         memcpy(buffer.data, data, <size_t> size)
         self.pending = buffer
         self.pending_start = 0
         self.pending_end = size
         return 0
+
+    cdef int _grow(self) except -1:
+        """The buffer of an unfinished large unit is full."""
+        cdef ReceiveBuffer buffer = self.pending
+        cdef Py_ssize_t size = self.pending_end - self.pending_start
+        cdef Py_ssize_t capacity
+        cdef void *grown
+        # Two references are ours. Where somebody else has one, or other units are in front, what is held is copied.
+        if self.pending_start or Py_REFCNT(<PyObject*> buffer) > 2:
+            return self._save(buffer.data + self.pending_start, size)
+        capacity = self._large_capacity(size)
+        grown = PyMem_Realloc(buffer.data, <size_t> capacity)
+        if grown == NULL:
+            raise MemoryError()
+        buffer.data = <uint8_t*> grown
+        buffer.capacity = capacity
+        return 0
+
+    cdef Py_ssize_t _large_capacity(self, Py_ssize_t size) except -1:
+        """Room for the whole of an unfinished unit of which this much has come, or for the next part of it."""
+        # Four times what has come, not what a header claims: memory follows what the peer really sends.
+        cdef Py_ssize_t capacity = max(4 * size, self.own_buffer_size)
+        cdef Py_ssize_t wanted = self.handler.stream_wanted()
+        return wanted if size < wanted < capacity else capacity
 
     cdef int descriptor_ready(self, bint readable, bint writable) except -1:
         return 0
@@ -371,6 +410,7 @@ cdef class ByteStream(StreamHandler):
     cdef int finish(self) except -1:
         """Free what is held and tell the handler. Implementations release what they own first."""
         self.closing = self.closed = True
+        self.keeper.large = None    # may have been for this stream only
         self.pending = None
         self.pending_start = self.pending_end = 0
         self.backlog_start = self.backlog_end = self.backlog_capacity = 0

@@ -60,6 +60,7 @@ cdef class TlsStream(ByteStream):
         self.lower = lower
         self.depth = lower.depth + 1
         self.space = read_space(lower.loop, self.depth)
+        self.keeper = read_space(lower.loop, 0)
         self.handshake_timeout = handshake_timeout
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()

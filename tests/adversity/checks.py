@@ -38,7 +38,13 @@ class Leftovers:
 
     @staticmethod
     def _open_descriptors() -> int:
-        return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        """Not counted: /dev/null. libuv keeps one for when there are no others, from a loop's first
+        transport to the loop's end."""
+        number = 0
+        for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+            with contextlib.suppress(OSError):  # it was the one that read the folder
+                number += os.readlink(f"/proc/self/fd/{name}") != os.devnull
+        return number
 
     def found(self) -> list[Any]:
         tasks = {task for task in asyncio.all_tasks() if not task.done()} - self._tasks

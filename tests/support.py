@@ -12,6 +12,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import pytest
+
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
@@ -80,6 +82,18 @@ class Echo(Recorder):
             transport.send_close(frame.get_close_code(), frame.get_close_message())
         elif frame.msg_type in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
             transport.send(frame.msg_type, frame.get_payload_as_bytes(), frame.fin)
+
+
+class TextPings(Recorder):
+    """Pings of the user's own making, which carry no number: text, answered by `pong`."""
+
+    pong = b"pong"
+
+    def send_user_specific_ping(self, transport: WSTransport) -> None:
+        transport.send(WSMsgType.TEXT, "ping")
+
+    def is_user_specific_pong(self, frame: WSFrame) -> bool:
+        return frame.get_payload_as_bytes() == self.pong
 
 
 @contextlib.asynccontextmanager
@@ -205,6 +219,18 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     repeated = (key * (size // 4 + 1))[:size]
     plain = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
     return first & 0x0F, plain.to_bytes(size, "big")
+
+
+def _has_ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6_loopback(), reason="needs ::1")
 
 
 def open_sockets() -> set[str]:

@@ -101,7 +101,7 @@ class PacketListener(socket.socket):
     type = socket.SOCK_STREAM  # what a server asks for
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="packets in order are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="SOCK_SEQPACKET of Unix sockets is Linux's")
 async def test_a_turn_leaves_as_one_system_call(tmp_path):
     """For each client, whatever channels it is on, and however many messages there are."""
     channels, at_once = [Channel("a"), Channel("b")], Channel(join_turn=False)
@@ -443,15 +443,22 @@ async def test_close(subscriber, code):
         check(channel, subscription, well)
 
 
+def behind(transport, **limits):
+    """The channel that has made this client slow, and two that drop: newest and oldest."""
+    filler = Channel()
+    newest = Channel(policy=SlowConsumer.DROP_NEWEST, **limits)
+    oldest = Channel(policy=SlowConsumer.DROP_OLDEST, **limits)
+    filling = filler.subscribe(transport)
+    for channel in (newest, oldest):
+        channel.subscribe(transport)
+    stall(filler, filling)
+    return filler, newest, oldest
+
+
 async def test_drop_newest_and_oldest(subscriber):
     async with subscriber(small_buffers=True) as pair:
-        newest = Channel(policy=SlowConsumer.DROP_NEWEST, max_messages=3)
-        oldest = Channel(policy=SlowConsumer.DROP_OLDEST, max_messages=3)
-        filler = Channel()
-        filling = filler.subscribe(pair.transport)
-        kept_first = newest.subscribe(pair.transport)
-        kept_last = oldest.subscribe(pair.transport)
-        stall(filler, filling)
+        filler, newest, oldest = behind(pair.transport, max_messages=3)
+        kept_first, kept_last = (one.subscription(pair.transport) for one in (newest, oldest))
         for number in range(10):
             newest.publish(TEXT, f"newest {number}")
             oldest.publish(TEXT, f"oldest {number}")
@@ -467,17 +474,13 @@ async def test_drop_newest_and_oldest(subscriber):
         assert seen == [f"newest {n}" for n in range(3)] + [f"oldest {n}" for n in range(7, 10)]
         assert kept_last.slow_since is None
         assert (newest.slow, oldest.slow, filler.slow) == (0, 0, 0)
-        check(newest, oldest, filler, kept_first, kept_last, filling)
+        check(newest, oldest, filler, kept_first, kept_last, filler.subscription(pair.transport))
 
 
 async def test_limits_in_bytes(subscriber):
     async with subscriber(small_buffers=True) as pair:
-        newest = Channel(policy=SlowConsumer.DROP_NEWEST, max_bytes=1000)
-        oldest = Channel(policy=SlowConsumer.DROP_OLDEST, max_bytes=1000)
-        filler = Channel()
-        filling = filler.subscribe(pair.transport)
-        subscriptions = [newest.subscribe(pair.transport), oldest.subscribe(pair.transport)]
-        stall(filler, filling)
+        filler, newest, oldest = behind(pair.transport, max_bytes=1000)
+        subscriptions = [one.subscription(pair.transport) for one in (newest, oldest)]
         for number in range(10):
             for channel in (newest, oldest):
                 channel.publish(BINARY, bytes([number + 1]) * 296)  # 300 in a frame

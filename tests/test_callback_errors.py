@@ -212,19 +212,25 @@ async def test_disconnect_on_exception_off_goes_on_in_the_same_read(link, size):
     assert [frame[1] for frame in pair.listener.frames[:20]] == [b"%d" % i for i in range(20)]
 
 
+async def check_told(pair, error, caplog):
+    """Wait for the end. The callback's error was given to who waited, or else logged."""
+    pair.peer.close()
+    await pair.listener.closed()
+    if pair.transport.is_client_side:
+        with pytest.raises(LookupError) as raised:
+            await ended(pair.transport)
+        assert raised.value is error
+    else:
+        assert [record.exc_info[1] for record in caplog.records] == [error]
+
+
 async def test_an_error_in_the_callback_of_close_is_not_lost(link, caplog):
     """CLOSE is given out like any frame, and so is what its callback raises."""
     error = LookupError("in the last callback")
     async with link(Failing("on_ws_frame", error)) as pair:
         await pair.peer.send_close(1000, "bye")
         assert await pair.peer.read_close() == (WSCloseCode.INTERNAL_ERROR, "")
-        pair.peer.close()
-        await pair.listener.closed()
-        if pair.transport.is_client_side:
-            with pytest.raises(LookupError):
-                await ended(pair.transport)
-        else:
-            assert [record.exc_info[1] for record in caplog.records] == [error]
+        await check_told(pair, error, caplog)
     assert pair.listener.events.count("disconnected") == 1
 
 
@@ -240,13 +246,7 @@ async def test_an_error_after_disconnect_in_the_same_callback_is_not_lost(link, 
     async with link(Raising()) as pair:
         await pair.peer.send(WSMsgType.TEXT, "!")
         await pair.peer.read_to_end()
-        pair.peer.close()
-        await pair.listener.closed()
-        if pair.transport.is_client_side:
-            with pytest.raises(LookupError):
-                await ended(pair.transport)
-        else:
-            assert [record.exc_info[1] for record in caplog.records] == [error]
+        await check_told(pair, error, caplog)
 
 
 async def test_a_second_error_is_logged(link, caplog):

@@ -213,7 +213,11 @@ async def test_connect_exit_code_when_the_connection_is_lost(commands: Commands)
     assert "connection lost" in result.err
 
 
-@pytest.mark.parametrize("bad_frame", [b"\x81\x02\xff\xfe", b"\x83\x00", b"\x81\x80abcd"])
+@pytest.mark.parametrize(
+    "bad_frame",
+    [b"\x81\x02\xff\xfe", b"\x83\x00", b"\x81\x80abcd", b"\x01\x01\xe2\x80\x01x"],
+    ids=["not UTF-8", "reserved opcode", "masked", "not UTF-8 in fragments"],
+)
 async def test_connect_exit_code_when_the_peer_breaks_the_protocol(
     commands: Commands, bad_frame: bytes
 ) -> None:

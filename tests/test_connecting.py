@@ -21,18 +21,8 @@ from picows_fast.connecting import deadline, open_connection, parse_proxy_url
 from picows_fast.exceptions import WSInvalidURL, WSProxyError
 from picows_fast.url import WSParsedURL, parse_url
 from tests.proxies import Proxy
+from tests.support import needs_ipv6
 
-
-def _has_ipv6_loopback() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6_loopback(), reason="needs ::1")
 needs_fd_list = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 
 

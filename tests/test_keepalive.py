@@ -16,7 +16,7 @@ import picows_fast
 from picows_fast import WSAutoPingStrategy, WSMsgType
 from picows_fast.keepalive import AutoPing, PingAction, RoundTrips
 
-from .support import Recorder, raw_server, read_frame, server_frame
+from .support import TextPings, raw_server, read_frame, server_frame
 
 WAIT, PING, DEAD = PingAction.WAIT, PingAction.PING, PingAction.DEAD
 IDLE = WSAutoPingStrategy.PING_WHEN_IDLE
@@ -354,16 +354,6 @@ def test_numbered_round_trips_against_a_model(steps):
 # --- On a connection -----------------------------------------------------------------------------
 
 
-class OwnPings(Recorder):
-    """Pings and pongs in text, which carry no number."""
-
-    def send_user_specific_ping(self, transport):
-        transport.send(WSMsgType.TEXT, "ping")
-
-    def is_user_specific_pong(self, frame):
-        return frame.get_payload_as_bytes() == b"pong"
-
-
 async def test_unnumbered_measurement_does_not_take_the_answer_to_auto_ping():
     """Every measurement: what auto-ping still waits for is answered first."""
     asked, writers = [], []
@@ -382,7 +372,7 @@ async def test_unnumbered_measurement_does_not_take_the_answer_to_auto_ping():
 
     async with raw_server(peer) as url:
         transport, _listener = await picows_fast.ws_connect(
-            OwnPings,
+            TextPings,
             url,
             enable_auto_ping=True,
             auto_ping_idle_timeout=0.05,

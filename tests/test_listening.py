@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,18 +18,7 @@ import pytest
 from picows_fast import listening
 from picows_fast.listening import Acceptor, open_listening_sockets
 from picows_fast.serving import Server
-
-
-def _has_ipv6_loopback() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6_loopback(), reason="needs ::1")
+from tests.support import needs_ipv6
 
 
 async def bind(*args: Any, **options: Any) -> list[socket.socket]:
@@ -245,7 +235,7 @@ async def test_unix_path_that_is_another_file(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs abstract addresses")
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract addresses are Linux's")
 async def test_abstract_unix_address() -> None:
     address = f"\0picows-fast-test-{os.getpid()}"
     (sock,) = await bind(unix_path=address)

@@ -14,7 +14,16 @@ from picows_fast.layers.broadcast import Channel
 from picows_fast.layers.messages import WSMessageListener
 from picows_fast.layers.metrics import render_metrics, server_metrics
 
-from .support import Echo, Recorder, raw_client, raw_server, read_frame, server_frame, serving
+from .support import (
+    Echo,
+    Recorder,
+    TextPings,
+    raw_client,
+    raw_server,
+    read_frame,
+    server_frame,
+    serving,
+)
 
 
 async def until(condition):
@@ -179,17 +188,13 @@ async def test_round_trips_of_auto_ping():
         await transport.wait_disconnected()
 
 
-class JsonPing(Recorder):
-    def send_user_specific_ping(self, transport):
-        transport.send(WSMsgType.TEXT, "ping")
-
-    def is_user_specific_pong(self, frame):
-        return frame.get_payload_as_bytes() == b"ping"
+class EchoedPings(TextPings):
+    pong = b"ping"
 
 
 async def test_pings_of_the_users_own_making():
     async with serving(lambda request: Echo()) as url:
-        transport, _ = await picows_fast.ws_connect(JsonPing, url)
+        transport, _ = await picows_fast.ws_connect(EchoedPings, url)
         (seconds,) = await transport.measure_roundtrip_time(1)
         stats = transport.stats()
         assert (stats.pings_sent, stats.sent.ping.frames, stats.sent.text.frames) == (1, 0, 1)

@@ -1,8 +1,4 @@
-"""The client side that `connect` and `record` share: options, connecting, whole messages.
-
-The library hands over frames; a person and a recording want messages, so the frames of a
-fragmented message are joined here.
-"""
+"""The client side that `connect` and `record` share: options, connecting, messages."""
 
 from __future__ import annotations
 
@@ -18,12 +14,11 @@ from picows_fast import (
     WSError,
     WSFrame,
     WSInvalidURL,
-    WSListener,
     WSMsgType,
-    WSProtocolError,
     WSTransport,
     ws_connect,
 )
+from picows_fast.layers.messages import WSMessageListener
 
 from .runtime import CommandError
 
@@ -35,44 +30,38 @@ CLOSE_TIMEOUT = 2.0
 _CLEAN_CODES = (WSCloseCode.NO_INFO, WSCloseCode.OK, WSCloseCode.GOING_AWAY)
 
 
-class MessageListener(WSListener):
-    """Joins frames to messages and follows the backpressure.
+class MessageListener(WSMessageListener):
+    """Tells text from binary messages and follows the backpressure.
 
     Subclasses override `on_text` and `on_binary`. An OSError that these raise is a fault of this
     side's output, not of the connection: it is kept in `fault`, and the connection closed.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(max_message_size=MAX_MESSAGE_SIZE)
         # Set while the connection takes more to send, and once it has ended.
         self.writable = asyncio.Event()
         self.writable.set()
         self.fault: OSError | None = None
-        self._parts: list[bytes] = []
-        self._parts_size = 0
-        self._parts_type = WSMsgType.TEXT
 
     def on_text(self, text: str) -> None:
-        """A whole TEXT message has come."""
+        """A TEXT message has come."""
 
     def on_binary(self, payload: bytes) -> None:
-        """A whole BINARY message has come."""
+        """A BINARY message has come."""
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        msg_type = frame.msg_type
-        if msg_type == WSMsgType.TEXT or msg_type == WSMsgType.BINARY:
-            if frame.fin:
-                self._on_message(transport, msg_type, frame.get_payload_as_bytes())
-                return
-            self._parts_type = msg_type
-            self._add_part(frame)
-        elif msg_type == WSMsgType.CONTINUATION:
-            self._add_part(frame)
-            if frame.fin:
-                payload = b"".join(self._parts)
-                self._parts.clear()
-                self._parts_size = 0
-                self._on_message(transport, self._parts_type, payload)
+    def on_ws_message(self, transport: WSTransport, msg_type: WSMsgType, payload: WSFrame) -> None:
+        if self.fault is not None:
+            return
+        try:
+            if msg_type == WSMsgType.BINARY:
+                self.on_binary(payload.get_payload_as_bytes())
+            else:
+                self.on_text(payload.get_payload_as_utf8_text())
+        except OSError as error:
+            self.fault = error
+            transport.send_close(WSCloseCode.GOING_AWAY)
+            transport.disconnect()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.writable.set()
@@ -82,29 +71,6 @@ class MessageListener(WSListener):
 
     def resume_writing(self) -> None:
         self.writable.set()
-
-    def _add_part(self, frame: WSFrame) -> None:
-        self._parts_size += frame.payload_size
-        if self._parts_size > MAX_MESSAGE_SIZE:
-            raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, "message too big")
-        self._parts.append(frame.get_payload_as_bytes())
-
-    def _on_message(self, transport: WSTransport, msg_type: WSMsgType, payload: bytes) -> None:
-        if self.fault is not None:
-            return
-        try:
-            if msg_type == WSMsgType.BINARY:
-                self.on_binary(payload)
-            else:
-                self.on_text(payload.decode())
-        except UnicodeDecodeError:
-            raise WSProtocolError(
-                WSCloseCode.INVALID_TEXT, "a TEXT message is not valid UTF-8"
-            ) from None
-        except OSError as error:
-            self.fault = error
-            transport.send_close(WSCloseCode.GOING_AWAY)
-            transport.disconnect()
 
 
 def describe_end(transport: WSTransport) -> tuple[str, bool]:

@@ -54,17 +54,24 @@ class _Console(MessageListener):
         shown = payload[:_BINARY_SHOWN].hex(" ")
         print(f"[binary, {len(payload)} bytes] {shown}{more}", flush=True)
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        age = frame.age_ns()
-        if age is not None:
-            self.age.record(age)
+    def on_ws_message(self, transport: WSTransport, msg_type: WSMsgType, payload: WSFrame) -> None:
+        self._record_age(payload)
+        super().on_ws_message(transport, msg_type, payload)
+
+    def on_ws_control(self, transport: WSTransport, frame: WSFrame) -> None:
+        self._record_age(frame)
         if frame.msg_type == WSMsgType.PING:
             note(f"ping from the peer, {frame.payload_size} bytes")
             transport.send_pong(frame.get_payload_as_bytes())
         elif frame.msg_type == WSMsgType.PONG:
             self._on_pong(frame)
         else:
-            super().on_ws_frame(transport, frame)
+            super().on_ws_control(transport, frame)
+
+    def _record_age(self, frame: WSFrame) -> None:
+        age = frame.age_ns()
+        if age is not None:
+            self.age.record(age)
 
     def send_user_specific_ping(self, transport: WSTransport) -> None:
         self._ping_number += 1

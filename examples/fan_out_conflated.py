@@ -46,7 +46,6 @@ async def main() -> None:
             await asyncio.sleep(0)
     await fast.up_to_date.wait()
     print(f"slow now: {prices.slow}, conflated: {prices.conflated > 0}")
-
     stalled.resume_reading()
     await slow.up_to_date.wait()
     print(f"both have the newest of each symbol: {fast.prices == slow.prices == newest}")

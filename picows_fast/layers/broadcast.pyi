@@ -3,13 +3,15 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any, Final, final
 
+from typing_extensions import Buffer
+
 from ..codec import WSMsgType
 from ..core import WSTransport
 
 DEFAULT_MAX_MESSAGES: Final[int]
 DEFAULT_MAX_BYTES: Final[int]
 
-_Payload = Any  # str, bytes-like or None
+_Payload = str | Buffer | None
 _Key = str | bytes | int | None
 
 class SlowConsumer(IntEnum):

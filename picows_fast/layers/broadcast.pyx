@@ -714,6 +714,14 @@ cdef class Channel:
     :param loop: for ``publish_threadsafe`` before the first subscription; else found out
     :raises ValueError: a policy, limit or close code that there is not
     :raises TypeError: an argument of a wrong type
+
+    Read-only attributes, besides what it was made with (``joins_turn`` is what join_turn was):
+
+    - ``messages``: calls of :meth:`publish`
+    - ``published``, ``sent``, ``conflated``, ``dropped``, ``discarded``: sums over all subscriptions, those that have
+      ended included
+    - ``slow``: subscriptions that have messages waiting for a client that is behind
+    - ``closed_slow``: connections that the CLOSE policy has ended, or CONFLATE's limits
     """
 
     def __init__(self, str name="", *, policy=SlowConsumer.CLOSE, max_messages=DEFAULT_MAX_MESSAGES,

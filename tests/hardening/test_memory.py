@@ -432,7 +432,7 @@ async def test_memory_of_large_frames_is_given_back(io_options):
 
 
 async def test_memory_of_large_frames_goes_with_their_connection(io_options):
-    """The memory of a large frame, which the loop keeps for the next one, is not kept for nobody."""
+    """A large frame's memory, which the loop keeps for the next one, is not kept for nobody."""
     listener = Counter()
     loop = asyncio.get_running_loop()
     async with serving(lambda request: listener, **io_options) as url:

@@ -137,7 +137,8 @@ cdef class TcpStream(ByteStream):
         self.fd = sock.fileno()
         self.poller = poller_of(loop)
         self.space = self.keeper = read_space(loop, 0)
-        # A read that takes less than it may leaves nothing. Of a Unix socket it may: it ends where descriptors were sent.
+        # A read that takes less than it may leaves nothing. On a Unix socket it may: reads end where descriptors were
+        # sent.
         self.tells_left = type(self) is TcpStream and sock.family in (socket.AF_INET, socket.AF_INET6)
         self.can_take_back = True
         self.set_write_buffer_limits()

@@ -120,6 +120,10 @@ class ConnectionTable(Generic[C]):
         """Those that are WebSockets, as they are now."""
         return tuple(self._open)
 
+    def handshakes(self) -> tuple[C, ...]:
+        """Those that have had no response yet, as they are now."""
+        return tuple(self._handshakes)
+
     @property
     def has_room(self) -> bool:
         """Whether max_handshakes lets another connection in."""

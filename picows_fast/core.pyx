@@ -286,10 +286,19 @@ cdef class WSTransport(FrameSender):
         return self.connected_future
 
     def _serve(self):
-        """Server: await a request."""
-        if self.options.websocket_handshake_timeout is not None:
-            self._arm(self.options.websocket_handshake_timeout)
+        """Server: await a request. The deadline is kept by the server, which is told how it went."""
         self.stream.start()
+
+    def _handshake_timed_out(self):
+        if self.state_code == CONNECTING:
+            self._on_handshake_timeout()
+
+    def _has_been_silent(self):
+        """Server: whether it is connected, and no byte of a request has come."""
+        if self.state_code != CONNECTING or self.handshake.has_begun:
+            return False
+        tls = self.stream.get_extra_info("ssl_object")
+        return tls is None or tls.version() is not None
 
     cdef Py_ssize_t _handshake_data(self, uint8_t *data, Py_ssize_t size) except -1:
         handshake = self.handshake
@@ -746,8 +755,6 @@ cdef class WSTransport(FrameSender):
         self.timer = None
         if self.state_code == OPEN:
             self._on_ping_timer()
-        elif self.state_code == CONNECTING:
-            self._on_handshake_timeout()
         elif self.state_code == CLOSING:
             self._set_cause(WSDisconnectCause.CLOSE_TIMEOUT, None)
             self.receiving = False
@@ -823,12 +830,18 @@ cdef class WSTransport(FrameSender):
         return self._close_stream()
 
     cdef int _close_stream(self) except -1:
-        self._arm_closing()
+        if self.state_code != CLOSED:
+            self.state_code = CLOSING
         self.receiving = False
-        if self.outbox is not None:
-            self.outbox.write_before()
-            self._end_outbox()
-        self.stream.close()
+        try:
+            if self.outbox is not None:
+                self.outbox.write_before()
+                self._end_outbox()
+            self.stream.close()
+        finally:
+            # Where the peer has ended its side already, nothing is left to wait for.
+            if not self.stream.closed:
+                self._arm_closing()
         return 0
 
     cdef int stream_end(self, int end, object error) except -1:

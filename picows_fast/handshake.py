@@ -367,6 +367,11 @@ class ServerHandshake:
     _refused: weakref.ref[WSHandshakeError] | None = None
     _refusal: WSUpgradeResponse | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a byte of the request has been taken."""
+        return self._finished or self._reader is not None
+
     def receive_data(self, data: Buffer) -> WSUpgradeRequest | None:
         """Takes the next bytes of the client; returns the request once, None before.
 

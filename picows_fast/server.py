@@ -245,6 +245,7 @@ async def ws_create_server(
         max_connections=options.max_connections,
         max_connections_per_ip=options.max_connections_per_ip,
         max_pending_handshakes=options.max_pending_handshakes,
+        handshake_timeout=options.websocket_handshake_timeout,
     )
     if options.start_serving:
         try:

@@ -14,7 +14,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -49,6 +49,12 @@ class Connection(Protocol):
     def disconnect(self, graceful: bool = True) -> None:
         """End the connection, in order if ``graceful``."""
 
+    def _handshake_timed_out(self) -> None:
+        """Refuse a handshake that was not finished in time."""
+
+    def _has_been_silent(self) -> bool:
+        """Whether no byte of a request has come yet."""
+
 
 class Server:
     """What ``ws_create_server`` returns; has the interface of ``asyncio.Server``.
@@ -74,6 +80,7 @@ class Server:
         max_connections: int | None = None,
         max_connections_per_ip: int | None = None,
         max_pending_handshakes: int | None = None,
+        handshake_timeout: float | None = None,
     ) -> None:
         self._loop = loop
         self._sockets = tuple(sockets)
@@ -89,6 +96,7 @@ class Server:
             max_per_ip=max_connections_per_ip,
             max_handshakes=max_pending_handshakes,
         )
+        self._deadlines = _Deadlines(loop, handshake_timeout)
         #: Its connections add to this.
         self.traffic = SharedTraffic()
         self._is_serving = False
@@ -133,17 +141,20 @@ class Server:
         return self._connections.reason_to_refuse(key)
 
     def attach(self, connection: Connection, key: str | None = None) -> None:
-        """Count a connection, whose handshake begins. ``wait_closed`` waits until it is detached.
+        """Count a connection, whose handshake and its deadline begin. ``wait_closed`` waits until
+        it is detached.
 
         ``key``: see ``connections.address_key``.
         """
         self._connections.attach(connection, key)
+        self._deadlines.add(connection)
         if not self._connections.has_room:
             self._acceptor.hold()
 
     def connection_opened(self, connection: Connection) -> None:
         """The handshake succeeded; the listener is about to be told."""
         self._connections.opened(connection)
+        self._deadlines.discard(connection)
         self._note_room()
         if self._final_close is not None:
             self._loop.call_soon(connection.send_close, *self._final_close)
@@ -151,15 +162,18 @@ class Server:
     def connection_answered(self, connection: Connection, status: int) -> None:
         """The factory chose another response than 101."""
         self._connections.answered(connection, status)
+        self._deadlines.discard(connection)
 
     def connection_refused(self, connection: Connection, status: int, error: BaseException) -> None:
         """The handshake failed on the request, a limit or the factory."""
         reason = error.reason if isinstance(error, HandshakeRefusedError) else None
         self._connections.refused(connection, status, reason)
+        self._deadlines.discard(connection)
 
     def detach(self, connection: Connection) -> None:
         """Count a connection as ended. Does nothing if it is not attached."""
         self._connections.detach(connection, connection.disconnect_cause)
+        self._deadlines.discard(connection)
         self._note_room()
         self._note_end()
 
@@ -249,6 +263,8 @@ class Server:
         Listening stops at once. Every open connection gets CLOSE, and has its ``close_timeout`` to
         answer; until then nothing that was sent to it is lost. Handshakes that are under way go
         on within ``websocket_handshake_timeout``, and the connection they lead to gets CLOSE, too.
+        A connection on which no request has begun, such as a browser opens beforehand, ends at
+        once.
 
         If the call is cancelled, every connection that is left is aborted. It may be called
         again, also while another task is in it, to hurry: the earliest deadline counts.
@@ -269,6 +285,7 @@ class Server:
             raise ValueError(f"spread must not exceed timeout ({timeout}), got {spread}")
         self._final_close = (code, reason)
         self.close()
+        silent = _SilentConnections(self._loop, self._connections.handshakes())
         closing = _PacedClose(self._loop, self._connections.open_connections(), code, reason)
         closing.start(spread)
         deadline = None
@@ -280,6 +297,7 @@ class Server:
             self.abort_clients()
             raise
         finally:
+            silent.cancel()
             closing.cancel()
             if deadline is not None:
                 deadline.cancel()
@@ -309,6 +327,53 @@ class Server:
     def _note_end(self) -> None:
         if self._is_closed and not self._connections:
             self._all_ended.set()
+
+
+class _Deadlines:
+    """Of the handshakes that are under way: one timer for all, as each has the same time.
+
+    A dict keeps the order in which they came, which is the order in which they are due.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
+        self._loop = loop
+        self._timeout = timeout
+        self._due: dict[Connection, float] = {}
+        self._handle: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Connection) -> None:
+        if self._timeout is None:
+            return
+        self._due[connection] = due = self._loop.time() + self._timeout
+        if self._handle is None:
+            self._handle = self._loop.call_at(due, self._on_timer)
+
+    def discard(self, connection: Connection) -> None:
+        """Does nothing if it is not there."""
+        if self._due.pop(connection, None) is not None and not self._due:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _on_timer(self) -> None:
+        self._handle = None
+        now = self._loop.time()
+        while self._due:
+            connection, due = next(iter(self._due.items()))
+            if due > now:
+                self._handle = self._loop.call_at(due, self._on_timer)
+                return
+            del self._due[connection]
+            try:
+                connection._handshake_timed_out()
+            except Exception as exc:
+                # Such as a log handler that fails: the others have their deadlines all the same.
+                self._loop.call_exception_handler(
+                    {"message": "a handshake timed out", "exception": exc}
+                )
 
 
 class _PacedClose:
@@ -362,6 +427,35 @@ class _PacedClose:
             else:
                 delay = max(self._spread / self._total, _CLOSE_INTERVAL)
                 self._handle = self._loop.call_later(delay, self._send)
+
+
+class _SilentConnections:
+    """Ends those on which no request has begun, once the loop has read what had come by now."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connections: Iterable[Connection]) -> None:
+        self._loop = loop
+        self._connections = [each for each in connections if each._has_been_silent()]
+        # The loop asks which descriptors are readable between its turns, and may have begun this
+        # one before a request came.
+        self._turns = 2
+        self._handle: asyncio.Handle | None = loop.call_soon(self._end_turn)
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._connections.clear()
+
+    def _end_turn(self) -> None:
+        self._handle = None
+        if self._turns:
+            self._turns -= 1
+            self._handle = self._loop.call_soon(self._end_turn)
+            return
+        for connection in self._connections:
+            if connection._has_been_silent():
+                connection.disconnect(graceful=False)
+        self._connections.clear()
 
 
 def _check_seconds(name: str, value: float | None) -> None:

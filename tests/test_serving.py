@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +27,7 @@ from picows_fast import (
 from picows_fast.serving import Server
 
 from .peers import TIMEOUT, UPGRADE_REQUEST, Contexts, Peer, connect_socket
-from .support import Recorder
+from .support import Recorder, live_timers
 from .test_listening import Accepted, bind, connect, serving
 
 # The server object.
@@ -48,6 +50,12 @@ class FakeConnection:
     def disconnect(self, graceful: bool = True) -> None:
         self.calls.append(graceful)
         asyncio.get_running_loop().call_soon(self.server.detach, self)
+
+    def _handshake_timed_out(self) -> None:
+        self.timed_out = asyncio.get_running_loop().time()
+
+    def _has_been_silent(self) -> bool:
+        return False
 
 
 async def test_server_before_and_after_close() -> None:
@@ -319,9 +327,100 @@ async def test_handshakes_under_way_are_finished(
 async def test_silent_handshakes_have_their_deadline(io_options: dict[str, bool]) -> None:
     clients = await start(websocket_handshake_timeout=0.1, close_timeout=0.1, **io_options)
     peer = await clients.raw()
+    await peer.send_bytes(UPGRADE_REQUEST[:1])
     await within_time(lambda: clients.server.stats().handshakes == 1)
     await asyncio.wait_for(clients.server.shutdown(), TIMEOUT)
     peer.close()
+
+
+@on_real_connections
+async def test_connections_without_a_request_end_at_once(
+    contexts: Contexts | None, io_options: dict[str, bool]
+) -> None:
+    """What a browser opens beforehand keeps nobody waiting, and a request that is there counts."""
+    clients = await start(contexts, websocket_handshake_timeout=1000, **io_options)
+    silent, begun, late = peers = [await clients.raw() for _ in range(3)]
+    if contexts is not None:
+        for peer in peers:
+            await peer.start_tls()
+    await begun.send_bytes(UPGRADE_REQUEST[:-1])
+    await within_time(lambda: clients.server.stats().handshakes == 3)
+    await asyncio.sleep(0.05)  # until what was sent has been read
+    late_request = asyncio.create_task(late.send_bytes(UPGRADE_REQUEST))
+    await asyncio.sleep(0)
+    time.sleep(0.05)  # noqa: ASYNC251 - the system takes it over, and the loop does not get to it
+    ending = asyncio.create_task(clients.server.shutdown())
+    assert await asyncio.wait_for(silent.read_to_end(), TIMEOUT) == b""
+    await late_request
+    await begun.send_bytes(UPGRADE_REQUEST[-1:])
+    for peer in (late, begun):
+        assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
+        assert await peer.read_close() == (1001, "")
+        await peer.send_close(1001)
+        assert await peer.read_to_end() == b""
+        peer.close()
+    await asyncio.wait_for(ending, TIMEOUT)
+    stats = clients.server.stats()
+    assert (stats.opened, stats.abandoned) == (2, 1)
+    silent.close()
+
+
+async def test_tls_handshakes_under_way_are_finished(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    clients = await start(Contexts(server_tls, client_tls), websocket_handshake_timeout=1000)
+    peer = await clients.raw()
+    await within_time(lambda: clients.server.stats().handshakes == 1)
+    ending = asyncio.create_task(clients.server.shutdown())
+    await asyncio.sleep(0.05)
+    await peer.start_tls()
+    await peer.send_bytes(UPGRADE_REQUEST)
+    assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
+    peer.close()
+    await asyncio.wait_for(ending, TIMEOUT)
+
+
+async def test_deadlines_of_handshakes() -> None:
+    """One timer for all, which is not there when nobody waits."""
+    loop = asyncio.get_running_loop()
+    sockets = await bind("127.0.0.1", 0)
+    server = Server(loop, sockets, Accepted(), handshake_timeout=0.1)
+    timer = int(hasattr(loop, "_scheduled"))  # other loops do not tell
+    before = len(live_timers(loop))
+    started = loop.time()
+    opened, first = FakeConnection(server), FakeConnection(server)
+    await asyncio.sleep(0.05)
+    second = FakeConnection(server)
+    server.connection_opened(opened)
+    assert len(live_timers(loop)) == before + timer
+    await within_time(lambda: hasattr(second, "timed_out"))
+    assert started + 0.09 < first.timed_out < second.timed_out
+    assert not hasattr(opened, "timed_out")
+    third = FakeConnection(server)
+    assert len(live_timers(loop)) == before + timer
+    server.detach(third)
+    assert len(live_timers(loop)) == before
+    for connection in (opened, first, second):
+        server.detach(connection)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_deadline_that_fails_keeps_the_others() -> None:
+    class Failing(FakeConnection):
+        def _handshake_timed_out(self) -> None:
+            raise ZeroDivisionError
+
+    loop = asyncio.get_running_loop()
+    told: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: told.append(context))
+    server = Server(loop, await bind("127.0.0.1", 0), Accepted(), handshake_timeout=0.01)
+    connections = [Failing(server), FakeConnection(server)]
+    await within_time(lambda: hasattr(connections[1], "timed_out"))
+    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+    for connection in connections:
+        server.detach(connection)
+    server.close()
 
 
 @on_real_connections
@@ -332,8 +431,10 @@ async def test_deadline(io_options: dict[str, bool], caplog: pytest.LogCaptureFi
     for peer in peers[:2]:
         await peer.send_bytes(UPGRADE_REQUEST)
         await peer.read_head()
+    await peers[2].send_bytes(UPGRADE_REQUEST[:-1])
     await clients.connect()
     await within_time(lambda: clients.server.stats().handshakes == 1)
+    await asyncio.sleep(0.05)  # until what was sent has been read
     await asyncio.wait_for(clients.server.shutdown(timeout=0.2), TIMEOUT)
     assert clients.server.stats().connections == 0
     assert [record.getMessage() for record in caplog.records] == [

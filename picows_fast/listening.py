@@ -118,9 +118,7 @@ async def _resolve_all(
     infos: dict[tuple[Any, ...], None] = {}
     for name in hosts:
         try:
-            found = await loop.getaddrinfo(
-                name, port or 0, family=family, type=socket.SOCK_STREAM, flags=flags
-            )
+            found = await _resolve(loop, name, port or 0, family, flags)
         except socket.gaierror as exc:
             raise socket.gaierror(exc.errno, f"cannot resolve {name!r}: {exc.strerror}") from exc
         if not found:
@@ -130,6 +128,22 @@ async def _resolve_all(
     if not infos:
         raise ValueError("host must not be an empty sequence")
     return list(infos)
+
+
+async def _resolve(
+    loop: asyncio.AbstractEventLoop, name: str | None, port: int, family: int, flags: int
+) -> list[tuple[Any, ...]]:
+    try:
+        # An address needs no resolver, and so none of the loop's threads.
+        return list(
+            socket.getaddrinfo(
+                name, port, family, socket.SOCK_STREAM, 0, flags | socket.AI_NUMERICHOST
+            )
+        )
+    except (socket.gaierror, UnicodeError):
+        return list(
+            await loop.getaddrinfo(name, port, family=family, type=socket.SOCK_STREAM, flags=flags)
+        )
 
 
 def _bind_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import sys
 import time
 
@@ -315,3 +316,49 @@ def test_a_timer_behind_the_alarm(run):
         assert loop.time() >= start + 0.1
 
     run(main())
+
+
+# --- the only thread of a process
+
+ALONE = """
+import asyncio, os, threading, time
+import picows_fast
+from tests.support import Echo, Recorder, serving
+from tests.test_loop_edges import BINARY, echoes
+
+async def main():
+    loop = asyncio.get_running_loop()
+    async with serving(lambda request: Echo()) as url:
+        transport, listener = await picows_fast.ws_connect(Recorder, url)
+        transport.send(BINARY, b"alone")
+        await listener.frame()
+        print("threads:", len(os.listdir("/proc/self/task")))
+        ended = threading.Event()
+        turns = []
+
+        def compute():
+            while not ended.is_set():
+                time.sleep(0)
+                turns.append(None)
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        before = len(turns)
+        await asyncio.sleep(0.05)   # nothing to do but to wait
+        assert len(turns) > before
+        threading.Timer(0.01, loop.call_soon_threadsafe, (ended.set,)).start()
+        await loop.run_in_executor(None, thread.join)
+        transport.disconnect(graceful=False)
+        await listener.closed()
+
+picows_fast.run(asyncio.wait_for(main(), 30))
+print("done")
+"""
+
+
+def test_threads_that_begin_later():
+    """Serving and connecting to addresses makes no thread; who comes later gets the interpreter."""
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.stderr) == ("threads: 1\ndone\n", "")

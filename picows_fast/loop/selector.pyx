@@ -31,6 +31,7 @@ from ..net.poller cimport POLL_CAME, POLL_EDGE, POLL_LEFT, POLL_READ, POLL_WRITE
 
 cdef extern from *:
     """
+    #include <dlfcn.h>
     #include <errno.h>
     #include <stdint.h>
     #include <sys/epoll.h>
@@ -96,6 +97,19 @@ cdef extern from *:
         return timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
     }
 
+    static const char *pf_single_threaded;
+
+    static void pf_find_single_threaded(void)
+    {
+        pf_single_threaded = (const char *)dlsym(RTLD_DEFAULT, "__libc_single_threaded");
+    }
+
+    /* Whether this thread is the only one, as glibc notes since 2.32. (It only ever stops being it.) */
+    static int pf_is_alone(void)
+    {
+        return pf_single_threaded != NULL && *pf_single_threaded;
+    }
+
     #define pf_raised() (-1)
     """
     enum:
@@ -120,6 +134,8 @@ cdef extern from *:
     uint64_t pf_event_data(epoll_event *event)
     int timerfd_create(int clock, int flags)
     int pf_timer_set(int timer_fd, int64_t when)
+    void pf_find_single_threaded()
+    bint pf_is_alone()
     int pf_raised() except -1
 
 cdef extern from "Python.h":
@@ -142,6 +158,8 @@ cdef uint64_t ALARM = <uint64_t> -2
 cdef uint64_t HOT_NOBODY = <uint64_t> -1
 cdef int64_t FOREVER = -1
 cdef double LONGEST = 1e9       # seconds; the limit of a wait
+pf_find_single_threaded()
+
 cdef object SelectorKey = selectors.SelectorKey
 cdef object Handle = asyncio.Handle
 
@@ -152,6 +170,15 @@ cdef uint32_t epoll_mask(int events) noexcept:
     if events == POLL_READ | POLL_EDGE:
         return <uint32_t> (EPOLLIN | EPOLLPRI | EPOLLRDHUP) | <uint32_t> EPOLLET
     return (EPOLLIN if events & POLL_READ else 0) | (EPOLLOUT if events & POLL_WRITE else 0)
+
+
+cdef int wait(int epoll_fd, epoll_event *events, int room, int64_t timeout):
+    # To let go of the interpreter costs as much as the rest of a turn, and is for nobody where there is no other thread:
+    # none can be made meanwhile.
+    if pf_is_alone():
+        return pf_epoll_wait(epoll_fd, events, room, timeout)
+    with nogil:
+        return pf_epoll_wait(epoll_fd, events, room, timeout)
 
 
 cdef int call_stream(ByteStream stream, bint readable, bint writable) except -1:
@@ -381,16 +408,14 @@ cdef class LoopSelector(Poller):
                 # Who received last is the likeliest to receive next; reading at once saves asking who it is.
                 if inside and self.hot != HOT_NOBODY and self._read_hot():
                     return 0
-                with nogil:
-                    found = pf_epoll_wait(epoll_fd, events, room, 0)
+                found = wait(epoll_fd, events, room, 0)
                 if found > 0:
                     return found
                 PyErr_CheckSignals()
                 now[0] = pf_now()
         if deadline != 0:
             timeout = self._time_left(deadline, now, inside)
-        with nogil:
-            found = pf_epoll_wait(epoll_fd, events, room, timeout)
+        found = wait(epoll_fd, events, room, timeout)
         if found < 0:
             if found != -EINTR:
                 raise OSError(-found, os.strerror(-found))

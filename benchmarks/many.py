@@ -2,7 +2,8 @@
 
 What counts is the CPU time of the receiving process: asking which connections are ready, reading
 each, calling its listener. It sleeps before each turn until all frames have arrived, which costs no
-CPU time; the sender, on another core, is the same for all.
+CPU time; the sender, on another core, is the same for all. The C reference is what the kernel
+takes, and little else: most of it is the ACK that each read sends.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .measuring import OURS, Case, Measure, Settings
-from .processes import cores, in_python
+from .peers import REFERENCE
+from .processes import cores, in_c, in_python
 
 CONNECTIONS = 500
 SIZE = 64
@@ -19,11 +21,12 @@ PAUSE = 0.01  # seconds
 # contestant -> (library, loop)
 CONTESTANTS = {
     OURS: (OURS, "own"),
+    "C": (REFERENCE, ""),
     "picows, uvloop": ("picows", "uvloop"),
     "picows, asyncio": ("picows", "asyncio"),
     "picows_fast, uvloop": (OURS, "uvloop"),
 }
-QUICK = (OURS, "picows, uvloop")
+QUICK = (OURS, REFERENCE, "picows, uvloop")
 
 
 def measure(library: str, loop: str, seconds: float) -> float:
@@ -37,7 +40,11 @@ def measure(library: str, loop: str, seconds: float) -> float:
             "pause": PAUSE,
             "seconds": seconds,
         }
-        with in_python("turns", core, library=library, loop=loop, **request, **common) as client:
+        if library == REFERENCE:
+            receiving = in_c("turns", core, **request)
+        else:
+            receiving = in_python("turns", core, library=library, loop=loop, **request, **common)
+        with receiving as client:
             answer = client.answer(seconds)
     return float(answer["frames"] / answer["cpu"])
 

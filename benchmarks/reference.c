@@ -5,7 +5,8 @@
  *   reference COMMAND [name=value ...]
  *
  *   serve  [tls=PEM] [sink=1]                      echo server, or one that only reads; until stdin ends
- *   echo   port= size= seconds= [tls=1]            echo client: one message at a time -> count, seconds
+ *   echo   port= size= seconds= [tls=1] [spin=1]   echo client: one message at a time -> count, seconds;
+ *                                                  `spin`: asks for the answer again and again, and never blocks
  *   flood  seconds= (size= | file= frames=) [answered=1] [tls=PEM]
  *                                                  serves one client: frames of `size` bytes, or a file of
  *                                                  ready frames again and again, then CLOSE; `answered`:
@@ -17,6 +18,8 @@
  *                                                  with 8 bytes, CLOCK_MONOTONIC in ns of this machine's byte
  *                                                  order -> also how old they were: count, p50, p99, max in ns
  *   handshakes  port= seconds= [tls=1]             connects, upgrades, closes, again and again -> count
+ *   turns  port= connections= pause= seconds=      clients that get a frame each; who gets the last of a turn asks
+ *                                                  for the next, and all sleep for `pause` -> frames, cpu
  *
  * Every command prints JSON objects, a line each: servers {"port": ...}, `drain` {"ready": ...} when
  * it is connected, and then what is named behind the arrow.
@@ -583,8 +586,9 @@ static void serve(int sink)
     }
 }
 
-static void echo(int port, size_t size, double seconds)
+static void echo(int port, size_t size, double seconds, int spin)
 {
+    const int timeout = spin ? 0 : -1;
     connection *peer = connect_to(port);
     int poller = epoll_create1(EPOLL_CLOEXEC);
     uint8_t *message = allocate(size + 1), *out = allocate(HEADER_ROOM + size);
@@ -612,9 +616,11 @@ static void echo(int port, size_t size, double seconds)
             if (peer->ssl)
                 result = fill(peer, size + HEADER_ROOM);
             if (result == 0) {
-                if (epoll_wait(poller, &event, 1, -1) < 0 && errno != EINTR)
+                int ready = epoll_wait(poller, &event, 1, timeout);
+                if (ready < 0 && errno != EINTR)
                     fail("epoll_wait");
-                result = fill(peer, size + HEADER_ROOM);
+                if (ready > 0)
+                    result = fill(peer, size + HEADER_ROOM);
             }
             if (result < 0)
                 fail("receiving");
@@ -842,6 +848,57 @@ static void handshakes(int port, double seconds)
     printf("{\"count\": %ld, \"seconds\": %.9f}\n", count, end - start);
 }
 
+static double cpu_seconds(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Small frames on many connections, each read whole: what is left is asking who is ready, and reading. */
+static void turns(int port, int connections, double pause, double seconds)
+{
+    int poller = epoll_create1(EPOLL_CLOEXEC);
+    uint8_t *data = allocate(READ_SIZE), next[] = {0x82, 0x84, 0, 0, 0, 0, 'n', 'e', 'x', 't'};
+    const struct timespec sleep = {(time_t)pause, (long)((pause - (double)(time_t)pause) * 1e9)};
+    double start = 0, cpu = 0, begin = now() + seconds / 8;
+    long frames = 0, counted = 0;
+    connection *peer = NULL;
+    for (int i = 0; i < connections; i++) {
+        peer = connect_to(port);
+        send_request(peer);
+        read_response(peer);
+        set_nonblocking(peer->fd);
+        watch(poller, peer->fd, peer);
+    }
+    write_all(peer, next, sizeof next);
+    while (!start || now() - start < seconds) {
+        struct epoll_event events[256];
+        int count = epoll_wait(poller, events, 256, -1);
+        if (!start && now() >= begin) {
+            start = now();
+            cpu = cpu_seconds();
+            counted = frames;
+        }
+        for (int i = 0; i < count; i++) {
+            ssize_t size, used;
+            frame received;
+            peer = events[i].data.ptr;
+            size = read_some(peer, data, READ_SIZE);
+            if (size < 0)
+                fail("receiving");
+            for (used = 0; read_frame(data + used, (size_t)(size - used), &received);) {
+                used += (ssize_t)(received.header_size + received.payload_size);
+                if (++frames % connections == 0) {
+                    write_all(peer, next, sizeof next);
+                    nanosleep(&sleep, NULL);
+                }
+            }
+        }
+    }
+    printf("{\"frames\": %ld, \"cpu\": %.9f}\n", frames - counted, cpu_seconds() - cpu);
+}
+
 static const char *option(char **arguments, const char *name)
 {
     const size_t size = strlen(name);
@@ -878,7 +935,7 @@ int main(int count, char **arguments)
     if (strcmp(command, "serve") == 0)
         serve(number(arguments, "sink") != 0);
     else if (strcmp(command, "echo") == 0)
-        echo(port, size, seconds);
+        echo(port, size, seconds, number(arguments, "spin") != 0);
     else if (strcmp(command, "flood") == 0)
         flood(option(arguments, "file"), size, (long)number(arguments, "frames"), seconds,
               number(arguments, "answered") != 0);
@@ -887,8 +944,10 @@ int main(int count, char **arguments)
               number(arguments, "digests") != 0, number(arguments, "stamped") != 0);
     else if (strcmp(command, "handshakes") == 0)
         handshakes(port, seconds);
+    else if (strcmp(command, "turns") == 0)
+        turns(port, (int)number(arguments, "connections"), number(arguments, "pause"), seconds);
     else {
-        fprintf(stderr, "usage: reference serve|echo|flood|drain|handshakes [name=value ...]\n");
+        fprintf(stderr, "usage: reference serve|echo|flood|drain|handshakes|turns [name=value ...]\n");
         return 2;
     }
     return 0;

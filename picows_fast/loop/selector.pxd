@@ -53,6 +53,7 @@ cdef class LoopSelector(Poller):
     cdef bint _set_alarm(self, int64_t deadline) except -1
     cdef int _close_descriptors(self) noexcept
     cdef int _tell(self, epoll_event *events, int found, bint inside, list ready) except -1
+    cdef int _expect(self, uint64_t next, uint64_t after_next) noexcept
     cdef int _descriptor(self, fileobj) except -1
     cdef int _control(self, int operation, int fd, int events) except -1
     cdef Watched *_slot(self, int fd) except NULL

@@ -54,6 +54,7 @@ class Connection(Protocol):
 
     def _has_been_silent(self) -> bool:
         """Whether no byte of a request has come yet."""
+        ...
 
 
 class Server:

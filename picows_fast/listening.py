@@ -353,9 +353,9 @@ class Acceptor:
     def _deliver(self, sock: socket.socket, address: Any) -> None:
         try:
             sock.setblocking(False)
-            # The peer may be gone already, which some systems report here.
-            with contextlib.suppress(OSError):
-                if not _INHERITS_OPTIONS:
+            if not _INHERITS_OPTIONS:
+                # The peer may be gone already, which some systems report here.
+                with contextlib.suppress(OSError):
                     self._set_options(sock)
             self._on_socket(sock, address)
         except Exception:

@@ -206,6 +206,7 @@ async def ws_create_server(
             handshake_timeout=timeout,
             tcp_quickack=options.tcp_quickack,
             rx_timestamps=options.rx_timestamps,
+            peername=address,
         )
         serve(stream, key)
 

@@ -102,6 +102,7 @@ def socket_stream(
     busy_poll: float = 0.0,
     tcp_quickack: bool = False,
     rx_timestamps: bool = False,
+    peername: Any = None,
 ) -> ByteStream:
     """Return the stream of a connected, non-blocking socket, which it owns from now on.
 
@@ -109,15 +110,15 @@ def socket_stream(
     :param busy_poll: seconds to spin after a read
     :param tcp_quickack: keep TCP_QUICKACK on
     :param rx_timestamps: have the kernel note when data comes
+    :param peername: the peer's address, if it is known; None: the system is asked when need be
     """
-    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
-    tuning: dict[str, Any] = {
-        "busy_poll": busy_poll,
-        "quick_ack": tcp_quickack and is_tcp,
-        "timestamps": rx_timestamps and is_tcp,
-    }
+    if tcp_quickack or rx_timestamps:
+        is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        tcp_quickack = tcp_quickack and is_tcp
+        rx_timestamps = rx_timestamps and is_tcp
+    stream: TcpStream | None = None
     if context is not None:
-        direct = DirectTlsStream.create(
+        stream = DirectTlsStream.create(
             loop,
             sock,
             context,
@@ -126,11 +127,14 @@ def socket_stream(
             session=session,
             handshake_timeout=handshake_timeout,
         )
-        if direct is not None:
-            direct.tune(**tuning)
-            return direct
-    stream = TcpStream(loop, sock)
-    stream.tune(**tuning)
+    is_direct = stream is not None
+    if stream is None:
+        stream = TcpStream(loop, sock)
+    stream.tune(busy_poll=busy_poll, quick_ack=tcp_quickack, timestamps=rx_timestamps)
+    if peername is not None:
+        stream.note_peername(peername)
+    if is_direct or context is None:
+        return stream
     return with_tls(
         stream,
         context,

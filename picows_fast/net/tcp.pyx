@@ -24,6 +24,7 @@ cdef extern from *:
     #include <sys/socket.h>
     #include <sys/uio.h>
     #include <errno.h>
+    #include <stddef.h>
     #include <string.h>
     #include <time.h>
     #include <netinet/in.h>
@@ -51,6 +52,22 @@ cdef extern from *:
     static inline int would_block(int error)
     {
         return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
+    }
+
+    /* Milliseconds since the system took in data of the peer's last; -1 where that cannot be told. */
+    static inline int64_t pf_since_data(int fd)
+    {
+    #if defined(__linux__) && defined(TCP_INFO)
+        struct tcp_info info;
+        socklen_t size = sizeof info;
+        const socklen_t needed = offsetof(struct tcp_info, tcpi_last_data_recv) + sizeof info.tcpi_last_data_recv;
+
+        if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && size >= needed)
+            return info.tcpi_last_data_recv;
+    #else
+        (void)fd;
+    #endif
+        return -1;
     }
 
     #ifndef MSG_NOSIGNAL
@@ -84,6 +101,7 @@ cdef extern from *:
     }
     """
     int64_t pf_now() nogil
+    int64_t pf_since_data(int fd) nogil
     void pf_quick_ack(int fd) nogil
     bint would_block(int error) nogil
     Py_ssize_t pf_send(int fd, const void *data, size_t size) nogil
@@ -139,7 +157,8 @@ cdef class TcpStream(ByteStream):
         self.space = self.keeper = read_space(loop, 0)
         # A read that takes less than it may leaves nothing. On a Unix socket it may: reads end where descriptors were
         # sent.
-        self.tells_left = type(self) is TcpStream and sock.family in (socket.AF_INET, socket.AF_INET6)
+        if self.poller is not None:
+            self.tells_left = type(self) is TcpStream and sock.family in (socket.AF_INET, socket.AF_INET6)
         self.can_take_back = True
         self.set_write_buffer_limits()
         if hasattr(socket, "SO_NOSIGPIPE"):
@@ -262,6 +281,10 @@ cdef class TcpStream(ByteStream):
         end, exception = system_end(error)
         self.report_end(end, exception)
         return 0
+
+    def note_peername(self, peername):
+        """Say what getpeername() would, as accept() has said it already."""
+        self.peername = peername
 
     cpdef start(self):
         self.start_reading()
@@ -459,7 +482,8 @@ cdef class TcpStream(ByteStream):
     cdef int finish(self) except -1:
         if self.closed:
             return 0
-        self.peername = self.get_extra_info("peername")
+        if self.peername is None:
+            self.peername = self.get_extra_info("peername")
         self.ended_after = self.last_received()
         try:
             self._stop_reading()
@@ -471,7 +495,11 @@ cdef class TcpStream(ByteStream):
         return 0
 
     def last_received(self):
-        return self.ended_after if self.closed else ByteStream.last_received(self)
+        cdef int64_t milliseconds
+        if self.closed:
+            return self.ended_after
+        milliseconds = pf_since_data(self.fd)
+        return None if milliseconds < 0 else pf_now() / 1e9 - milliseconds / 1e3
 
     def get_extra_info(self, name, default=None):
         if name == "socket":

@@ -15,7 +15,7 @@ demo: ## an embedded exchange, its feed, and clients that measure it
 test: ## the whole test suite
 	$(PYTHON) dev.py test
 
-lint: ## ruff
+lint: ## ruff and cython-lint
 	$(PYTHON) dev.py lint
 
 types: ## mypy --strict, pyright, and the stubs against the binaries

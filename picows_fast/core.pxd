@@ -86,7 +86,7 @@ cdef class WSTransport(FrameSender):
         bytes held_pong             # the newest PONG, which waits for the backlog to shrink
 
         # time
-        bint closing_armed          # ... and it is the closing deadline
+        bint closing_armed          # close_timeout runs
         object timer                # the one timer handle: handshake, auto-ping or closing deadline
         object auto_ping            # AutoPing or None
         object round_trips          # RoundTrips or None

@@ -778,8 +778,6 @@ cdef class Channel:
         transport._check_thread("subscribe")
         if transport.is_client_side:
             raise ValueError("a client's transport cannot subscribe: its frames are masked one by one; use send()")
-        if self.thread_id and transport.loop is not self.loop:
-            raise ValueError("the transport belongs to another event loop than the channel")
         if self.loop is not None and transport.loop is not self.loop:
             raise ValueError("the transport belongs to another event loop than the channel")
         subscription.channel = self

@@ -95,6 +95,7 @@ cdef class FrameParser:
         bint fin, masked
         uint8_t[4] mask_key
         Py_ssize_t header_size, payload_size
+        int ordinary                # its first byte if it is a whole unmasked message, else -1
         int look                    # PF_FRAME_OK, PF_FRAME_INCOMPLETE or PF_ERR_*
         Py_ssize_t wanted           # size of the incomplete frame, header included; 0: not known yet
         bint expect_masked          # this side is the server (RFC 6455 5.1)
@@ -103,6 +104,7 @@ cdef class FrameParser:
         bint in_message             # a fragmented message is under way
         readonly bint close_received
         Py_ssize_t max_frame_size
+        int short_size              # payloads of a one-byte length that are not above max_frame_size
 
         # for feed() and next_frame() only
         uint8_t *_stored

@@ -450,6 +450,7 @@ cdef class FrameParser:
             raise ValueError(f"allowed_rsv must be in 0..7, got {allowed_rsv}")
         self.expect_masked = not is_client
         self.max_frame_size = min(max_frame_size, PY_SSIZE_T_MAX - MAX_HEADER_SIZE)
+        self.short_size = <int> min(max_frame_size, <Py_ssize_t> 125)
         self.validate_sequence = validate_sequence
         self.allowed_rsv = <unsigned int> allowed_rsv
         self.look = PF_FRAME_INCOMPLETE
@@ -480,6 +481,8 @@ cdef class FrameParser:
                 memcpy(self.mask_key, head.mask_key, 4)
                 self.header_size = head.header_size
                 self.payload_size = <Py_ssize_t> head.payload_size
+                # CONTINUATIONs end with FIN, and what is masked has a key of its own.
+                self.ordinary = data[0] if head.fin and 0 < head.opcode < WSMsgType.CLOSE and not head.masked else -1
                 total = self.header_size + self.payload_size
                 if total > size:
                     self.wanted = total
@@ -495,6 +498,7 @@ cdef class FrameParser:
         cdef uint8_t *payload = data + self.header_size
         cdef Py_ssize_t payload_size = self.payload_size
         cdef Py_ssize_t taken = self.header_size + payload_size
+        cdef const uint8_t *following = data + taken
         cdef int error
         if self.masked:
             pf_mask(payload, payload, <size_t> payload_size, self.mask_key, 0)
@@ -519,7 +523,17 @@ cdef class FrameParser:
             self.wanted = 0
             frame.last_in_buffer = True
             return taken
-        frame.last_in_buffer = self.start(data + taken, size - taken) != PF_FRAME_OK
+        size -= taken
+        # A flood is of frames like the one before: whole short messages, which need no more looks than these.
+        if (
+            size >= 2 and following[0] == self.ordinary and following[1] <= self.short_size
+            and size - 2 >= following[1]
+        ):
+            self.header_size = 2
+            self.payload_size = following[1]
+            frame.last_in_buffer = False
+        else:
+            frame.last_in_buffer = self.start(following, size) != PF_FRAME_OK
         return taken
 
     def feed(self, data):

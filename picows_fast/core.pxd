@@ -122,6 +122,7 @@ cdef class WSTransport(FrameSender):
     cdef int _handshake_failed(self, cause, error) except -1
     cdef Py_ssize_t _frames(self, uint8_t *data, Py_ssize_t size, object owner) except -1
     cdef int _on_frame(self, WSFrame frame) except -1
+    cdef int _on_special_frame(self, WSFrame frame) except -1
     cdef int _deliver(self, WSFrame frame) except -1
     cdef int _show_unfinished(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int _on_close_frame(self, WSFrame frame) except -1

@@ -513,6 +513,15 @@ cdef class WSTransport(FrameSender):
         count_frame(&self.traffic.received[<int> frame.msg_type], frame.payload_size)
         if self.shared_traffic != NULL:
             count_frame(&self.shared_traffic.received[<int> frame.msg_type], frame.payload_size)
+        if frame.msg_type >= WSMsgType.CLOSE or self.pong_expected or self.is_close_frame_sent:
+            return self._on_special_frame(frame)
+        if self.frame_call == CALL_VTABLE and not self.trace:
+            pf_call_frame_slot(self.ws_listener, self, frame)   # at once: _deliver() is for all cases
+            return 0
+        return self._deliver(frame)
+
+    cdef int _on_special_frame(self, WSFrame frame) except -1:
+        """It may not be for the listener."""
         if frame.msg_type == WSMsgType.CLOSE:
             return self._on_close_frame(frame)
         if self.is_close_frame_sent:

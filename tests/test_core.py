@@ -464,3 +464,57 @@ async def test_every_kind_of_callable_may_be_on_ws_frame():
     names = ["str" if kind is Other else kind.__name__ for kind in kinds]
     received = [call for call in calls if len(call[1]) == 1]
     assert received == [(name, b"%d" % number) for name in names for number in range(3)]
+
+
+# --- Frames that come together
+
+SHORT = b"\x82\x05short"
+
+
+@pytest.mark.parametrize(
+    ("behind", "frames", "code"),
+    [
+        pytest.param(SHORT, [(2, b"short", True)], None, id="the same"),
+        pytest.param(
+            b"\x82\x00\x82\x64" + bytes(100),
+            [(2, b"", True), (2, bytes(100), True)],
+            None,
+            id="sizes",
+        ),
+        pytest.param(b"\x81\x02hi", [(1, b"hi", True)], None, id="text"),
+        pytest.param(
+            b"\x8a\x02hi" + SHORT, [(10, b"hi", True), (2, b"short", True)], None, id="pong"
+        ),
+        pytest.param(
+            b"\x02\x01a\x80\x01b\x80\x01c",
+            [(2, b"a", False), (0, b"b", True)],
+            1002,
+            id="continuations",
+        ),
+        pytest.param(b"\x02\x01a\x82\x01b", [(2, b"a", False)], 1002, id="new message inside one"),
+        pytest.param(b"\x80\x01c", [], 1002, id="continuation of nothing"),
+        pytest.param(b"\x82\x85keysshort", [], 1002, id="masked"),
+        pytest.param(b"\xc2\x05short", [], 1002, id="reserved bit"),
+        pytest.param(b"\x83\x05short", [], 1002, id="reserved opcode"),
+        pytest.param(b"\x82\x65" + bytes(101), [], 1009, id="above max_frame_size"),
+        pytest.param(b"\x82\x7e\x00\x65" + bytes(101), [], 1002, id="longer length than needed"),
+        pytest.param(
+            b"\x82\x7e\x00\x7e" + bytes(126), [], 1009, id="longer length above max_frame_size"
+        ),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True], ids=["in one read", "cut"])
+async def test_each_frame_of_a_read_is_checked(behind, frames, code, cut):
+    """However much it looks like the one before."""
+    listener = Recorder()
+    async with connected("client", listener, max_frame_size=100) as pair:
+        data = SHORT * 3 + behind
+        pieces = [data[:-1], data[-1:]] if cut else [data]
+        for piece in pieces:
+            await pair.peer.send_bytes(piece)
+            await asyncio.sleep(0.005)
+        expected = [(2, b"short", True)] * 3 + frames
+        await listener.until(lambda: len(listener.frames) >= len(expected))
+        if code is not None:
+            assert (await pair.peer.read_close())[0] == code
+        assert [tuple(frame) for frame in listener.frames] == expected

@@ -25,11 +25,11 @@ def measure(library: str, tls: bool, loop: str, seconds: float) -> float:
         with in_c("handshakes", other, tls, port=port, seconds=0.01) as client:
             client.answer()
         time.sleep(SETTLED)
-        before = serving.ask("usage")["cpu"]
+        before = serving.ask("cpu")["cpu"]
         with in_c("handshakes", other, tls, port=port, seconds=seconds) as client:
             count = client.answer(seconds)["count"]
         time.sleep(SETTLED)
-        after = serving.ask("usage")["cpu"]
+        after = serving.ask("cpu")["cpu"]
     return float(count / (after - before))
 
 

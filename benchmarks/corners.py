@@ -119,9 +119,9 @@ def measure(library: str, work: str, seconds: float) -> float:
         port = serving.answer()["port"]
         with pinned(other):
             WORK[work](port, 0)  # what is made once is not counted
-            before = serving.ask("usage")["cpu"]
+            before = serving.ask("cpu")["cpu"]
             count = WORK[work](port, time.monotonic() + seconds)
-            after = serving.ask("usage")["cpu"]
+            after = serving.ask("cpu")["cpu"]
     return float(count / (after - before))
 
 

@@ -3,8 +3,8 @@
 Not for people: `benchmarks.processes` starts it and reads its answers. The specification is a JSON
 object: role, library, loop, tls, and what the role needs.
 
-    server  echo or idle, until standard input ends; answers the commands "usage", "fanout" and, if
-            it has a channel, "paced"
+    server  echo or idle, until standard input ends; answers the commands "cpu", "usage", "fanout"
+            and, if it has a channel, "paced"
     echo    a client that sends one message at a time
     flood   a client that takes what comes until the connection ends
     turns_server, turns   many connections that get a frame each, turn by turn (in Cython)
@@ -118,8 +118,10 @@ async def serve(specification: dict[str, Any]) -> None:
     while line := await commands.get():
         command = json.loads(line)
         name = command.pop("command")
-        if name == "usage":
-            answer(cpu=time.process_time(), rss=resident_bytes(), open=server.connections())
+        if name == "cpu":
+            answer(cpu=time.process_time())
+        elif name == "usage":
+            answer(rss=resident_bytes(), open=server.connections())
         elif name == "paced":
             answer(**await publish_paced(server, **command))
         else:

@@ -2,7 +2,8 @@
 
 "one core": server and client of one library share a core, so the time of a round trip is the CPU
 time of both; each library on the loop named. "two cores": the C reference serves, and blocks in the
-kernel; the clients run on another core, ours with `busy_poll`, the others blocking as they do.
+kernel; the clients run on another core, ours with `busy_poll`, the others blocking as they do, but
+for "C, spinning", which is what spinning can bring at most.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ BUSY_POLL = 200e-6  # seconds
 CONTESTANTS = {
     OURS: (OURS, "own"),
     "C": (REFERENCE, ""),
+    "C, spinning": (REFERENCE, "spinning"),
     "picows, uvloop": ("picows", "uvloop"),
     "picows, asyncio": ("picows", "asyncio"),
     "picows_fast, uvloop": (OURS, "uvloop"),
@@ -44,7 +46,7 @@ def measure(library: str, loop: str, busy_poll: float, one_core: bool, seconds: 
     with server as serving:
         request = {"port": serving.answer()["port"], "size": SIZE, "seconds": seconds}
         if library == REFERENCE:
-            client = in_c("echo", core, **request)
+            client = in_c("echo", core, spin=int(loop == "spinning"), **request)
         else:
             client = in_python("echo", core, busy_poll=busy_poll, **request, **common)
         with client as requesting:
@@ -66,6 +68,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             for name, (library, _) in CONTESTANTS.items()
             if name == OURS or not settings.peers or library in settings.peers
             if name in QUICK or not settings.quick
+            if name != "C, spinning" or not one_core
         ]
         yield Case(
             "latency",

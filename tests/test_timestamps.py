@@ -26,6 +26,7 @@ from picows_fast.net.stream import ByteStream
 from picows_fast.net.tcp import TcpStream
 from picows_fast.net.tls import TlsStream
 
+from .proxies import Proxy
 from .support import Echo, Recorder, raw_server, server_frame, serving
 
 pytestmark = [
@@ -299,6 +300,50 @@ async def test_none_where_there_is_none(tmp_path):
     assert (frame.recv_timestamp_ns, frame.age_ns()) == (None, None)
     with pytest.raises(AttributeError):
         frame.recv_timestamp_ns = 1
+
+
+@pytest.mark.parametrize("kind", ["http", "socks4", "socks5"])
+async def test_through_a_proxy(tls, kind):
+    """It is the segments of the proxy that are stamped, not those that it was sent."""
+    server_side = Recorder()
+    async with serving(lambda request: server_side, tls=tls.server) as url, Proxy(kind) as proxy:
+        transport, client = await connected(server_side, url, tls.client, proxy=proxy.url())
+        assert proxy.requests
+        server_side.transport.send(WSMsgType.BINARY, b"x")
+        wait_until_acknowledged(server_side.transport)
+        time.sleep(BLOCKED)  # noqa: ASYNC251
+        # The proxy is of this loop, too: it has relayed nothing yet.
+        relayed = time.time_ns()
+        await client.until(lambda: client.stamps)
+        ((stamp, age, hardware, now),) = client.stamps
+        assert relayed <= stamp <= stamp + age <= now
+        assert hardware is None
+        transport.disconnect(graceful=False)
+        await client.closed()
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_none_through_a_proxy_reached_by_tls(scheme, server_tls, client_tls):
+    """There a transport of the loop's reads."""
+    async with (
+        serving(lambda request: Echo(), tls=server_tls if scheme == "wss" else None) as url,
+        Proxy("http", ssl_context=server_tls) as proxy,
+    ):
+        transport, client = await picows_fast.ws_connect(
+            Stamps,
+            url,
+            ssl_context=client_tls,
+            proxy=proxy.url(),
+            proxy_ssl_context=client_tls,
+            rx_timestamps=True,
+        )
+        for number in range(3):
+            transport.send(WSMsgType.TEXT, "a")
+            await client.until(lambda number=number: len(client.stamps) > number)
+            await asyncio.sleep(0.02)
+        assert [stamp[:3] for stamp in client.stamps] == [(None, None, None)] * 3
+        transport.disconnect(graceful=False)
+        await client.closed()
 
 
 async def test_the_end_is_told_apart(tls):

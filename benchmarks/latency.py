@@ -3,7 +3,8 @@
 "one core": server and client of one library share a core, so the time of a round trip is the CPU
 time of both; each library on the loop named. "two cores": the C reference serves, and blocks in the
 kernel; the clients run on another core, ours with `busy_poll`, the others blocking as they do, but
-for "C, spinning", which is what spinning can bring at most.
+for "C, spinning", which is what spinning can bring at most. "with a thread": as ours, in processes
+that have made a thread, so that each wait has to let go of the interpreter.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CONTESTANTS = {
     "picows, uvloop": ("picows", "uvloop"),
     "picows, asyncio": ("picows", "asyncio"),
     "picows_fast, uvloop": (OURS, "uvloop"),
+    "picows_fast, with a thread": (OURS, "own, threaded"),
 }
 QUICK = (OURS, REFERENCE, "picows, uvloop")
 
@@ -34,7 +36,8 @@ def measure(library: str, loop: str, busy_poll: float, one_core: bool, seconds: 
     core, other = cores()
     common = {
         "library": library,
-        "loop": loop,
+        "loop": loop.split(",")[0],
+        "threaded": "threaded" in loop,
         "listener": "cython",
         "code": "best",
         "tls": False,
@@ -65,10 +68,11 @@ def cases(settings: Settings) -> Iterator[Case]:
 
         names = [
             name
-            for name, (library, _) in CONTESTANTS.items()
+            for name, (library, loop) in CONTESTANTS.items()
             if name == OURS or not settings.peers or library in settings.peers
             if name in QUICK or not settings.quick
-            if name != "C, spinning" or not one_core
+            if one_core or "threaded" not in loop
+            if not one_core or loop != "spinning"
         ]
         yield Case(
             "latency",

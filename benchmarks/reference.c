@@ -4,9 +4,12 @@
  *
  *   reference COMMAND [name=value ...]
  *
- *   serve  [tls=PEM] [sink=1]                      echo server, or one that only reads; until stdin ends
- *   echo   port= size= seconds= [tls=1] [spin=1]   echo client: one message at a time -> count, seconds;
+ *   serve  [tls=PEM] [sink=1] [stamps=1]           echo server, or one that only reads; until stdin ends
+ *   echo   port= size= seconds= [tls=1] [spin=1] [stamps=1]
+ *                                                  echo client: one message at a time -> count, seconds;
  *                                                  `spin`: asks for the answer again and again, and never blocks
+ *                                                  `stamps` (here, too; not with TLS): reads come with the
+ *                                                  kernel's times of arrival
  *   flood  seconds= (size= | file= frames=) [answered=1] [tls=PEM]
  *                                                  serves one client: frames of `size` bytes, or a file of
  *                                                  ready frames again and again, then CLOSE; `answered`:
@@ -31,6 +34,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/net_tstamp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -43,6 +47,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef WITH_TLS
@@ -70,6 +75,7 @@ typedef struct {
 #ifdef WITH_TLS
 static SSL_CTX *tls_context; /* NULL: plain */
 #endif
+static int stamps; /* times of arrival are wanted */
 
 static void fail(const char *what)
 {
@@ -121,7 +127,15 @@ static ssize_t read_some(connection *peer, uint8_t *data, size_t size)
         }
     }
 #endif
-    result = recv(peer->fd, data, size, 0);
+    if (stamps) {
+        char control[128];
+        struct iovec part = {data, size};
+        struct msghdr message = {
+            .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        result = recvmsg(peer->fd, &message, 0);
+    } else {
+        result = recv(peer->fd, data, size, 0);
+    }
     if (result > 0)
         return result;
     return result < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
@@ -405,6 +419,10 @@ static connection *new_connection(int fd)
     memset(peer, 0, sizeof *peer);
     peer->fd = fd;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (stamps) {
+        int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
+        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags);
+    }
 #ifdef WITH_TLS
     if (tls_context) {
         peer->ssl = SSL_new(tls_context);
@@ -923,6 +941,7 @@ int main(int count, char **arguments)
     const double seconds = number(arguments, "seconds");
     const size_t size = (size_t)number(arguments, "size");
 
+    stamps = number(arguments, "stamps") != 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* nothing outlives the benchmark */

@@ -19,6 +19,7 @@ import json
 import os
 import ssl
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,8 @@ def main() -> None:
     roles = {"server": serve, "echo": echo, "flood": flood, "send": send}
     roles |= {"turns_server": turns_server, "turns": turns}
     role = roles[specification["role"]]
+    if specification.get("threaded"):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
     # "own" is picows_fast's loop; the others then have what is fastest for them.
     if specification["loop"] == "own" and specification["library"] == OURS:
         from picows_fast.loop import new_event_loop

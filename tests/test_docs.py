@@ -234,8 +234,12 @@ async def test_servers_run(commands: Commands, block: Block) -> None:
         assert await client.frame() == (WSMsgType.TEXT, b"hello", True)
     command.interrupt()
     await client.closed()
-    code = WSCloseCode.SERVICE_RESTART if "code=1012" in block.text else WSCloseCode.GOING_AWAY
-    assert transport.close_handshake.recv.code == code
+    codes = {WSCloseCode.SERVICE_RESTART if "code=1012" in block.text else WSCloseCode.GOING_AWAY}
+    if sys.version_info < (3, 11):
+        # asyncio.run() does not handle Ctrl-C: it is raised wherever the program is, the callback
+        # that has just sent the answer among it.
+        codes.add(WSCloseCode.INTERNAL_ERROR)
+    assert transport.close_handshake.recv.code in codes
     await asyncio.wait_for(command.process.communicate(), 20)
 
 

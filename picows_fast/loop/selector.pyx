@@ -183,8 +183,8 @@ cdef uint32_t epoll_mask(int events) noexcept:
 
 
 cdef int wait(int epoll_fd, epoll_event *events, int room, int64_t timeout):
-    # To let go of the interpreter costs as much as the rest of a turn, and is for nobody where there is no other thread:
-    # none can be made meanwhile.
+    # To let go of the interpreter costs as much as the rest of a turn, and is for nobody where there is no other
+    # thread: none can be made meanwhile.
     if pf_is_alone():
         return pf_epoll_wait(epoll_fd, events, room, timeout)
     with nogil:
@@ -415,12 +415,13 @@ cdef class LoopSelector(Poller):
             now[0] = pf_now()
             spin += now[0]
             while now[0] < spin and (deadline < 0 or now[0] < deadline):
-                # Who received last is the likeliest to receive next; reading at once saves asking who it is.
-                if inside and self.hot != HOT_NOBODY and self._read_hot():
-                    return 0
+                # First, or a flood would never let the others be seen.
                 found = wait(epoll_fd, events, room, 0)
                 if found > 0:
                     return found
+                # Who received last is the likeliest to receive next; reading at once saves asking who it is.
+                if inside and self.hot != HOT_NOBODY and self._read_hot():
+                    return 0
                 PyErr_CheckSignals()
                 now[0] = pf_now()
         if deadline != 0:

@@ -158,7 +158,12 @@ cdef class TcpStream(ByteStream):
         # A read that takes less than it may leaves nothing. On a Unix socket it may: reads end where descriptors were
         # sent.
         if self.poller is not None:
-            self.tells_left = type(self) is TcpStream and sock.family in (socket.AF_INET, socket.AF_INET6)
+            # Nor is it promised of multipath TCP.
+            self.tells_left = (
+                type(self) is TcpStream
+                and sock.family in (socket.AF_INET, socket.AF_INET6)
+                and sock.proto in (0, socket.IPPROTO_TCP)
+            )
         self.can_take_back = True
         self.set_write_buffer_limits()
         if hasattr(socket, "SO_NOSIGPIPE"):

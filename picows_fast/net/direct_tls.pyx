@@ -75,7 +75,7 @@ cdef enum:
     # not read.
     MAX_UNREAD_ANSWERS = 64 * 1024
     # One system call fetches several records.
-    READ_AHEAD = 64 * 1024
+    READ_AHEAD = 128 * 1024
     # A system call has one time of arrival: less is fetched where that is wanted, and each record given out by itself.
     STAMPED_READ_AHEAD = 20 * 1024
     STAMPED_RECORDS = 64

@@ -160,8 +160,6 @@ cdef enum:
     MAX_EVENTS = 256
     # Waits without a return to the loop.
     MAX_TURNS = 1000
-    # In place of the alarm's descriptor.
-    NO_ALARM = -2
 
 # Events of the alarm, and of nobody: no descriptor has such a number.
 cdef uint64_t ALARM = <uint64_t> -2
@@ -219,6 +217,13 @@ cdef class LoopSelector(Poller):
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             raise OSError(errno, os.strerror(errno))
+        # Now and not with the first deadline: a descriptor that comes later looks like one that somebody lost.
+        self.alarm_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        if self.alarm_fd >= 0 and pf_epoll_control(
+            self.epoll_fd, EPOLL_CTL_ADD, self.alarm_fd, <uint32_t> EPOLLIN | <uint32_t> EPOLLET, ALARM
+        ) < 0:
+            close(self.alarm_fd)
+            self.alarm_fd = -1
 
     def __dealloc__(self):
         self._close_descriptors()
@@ -446,15 +451,6 @@ cdef class LoopSelector(Poller):
         return max(deadline - now[0], 0)
 
     cdef bint _set_alarm(self, int64_t deadline) except -1:
-        if self.alarm_fd == -1:
-            self.alarm_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
-            if self.alarm_fd >= 0 and pf_epoll_control(
-                self.epoll_fd, EPOLL_CTL_ADD, self.alarm_fd, <uint32_t> EPOLLIN | <uint32_t> EPOLLET, ALARM
-            ) < 0:
-                close(self.alarm_fd)
-                self.alarm_fd = -1
-            if self.alarm_fd < 0:
-                self.alarm_fd = NO_ALARM
         if self.alarm_fd < 0 or pf_timer_set(self.alarm_fd, deadline) < 0:
             return False
         self.alarm = deadline

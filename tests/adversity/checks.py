@@ -20,6 +20,10 @@ from ..support import live_timers
 KIB = 1024
 MIB = 1024 * KIB
 
+# What the connections of an event loop share, made by the first of them: a buffer to receive in, and
+# one to put frames together in.
+LOOP_BUFFERS = 256 * KIB + MIB
+
 needs_descriptor_list = pytest.mark.skipif(
     not os.path.isdir("/proc/self/fd"), reason="needs /proc/self/fd"
 )

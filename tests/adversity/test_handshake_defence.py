@@ -27,7 +27,7 @@ from picows_fast.handshake import ClientHandshake, ServerHandshake
 
 from ..peers import TIMEOUT, connect_socket
 from ..support import Recorder, raw_server, serving
-from .checks import KIB, MIB, Leftovers, log_below, memory_below
+from .checks import KIB, LOOP_BUFFERS, MIB, Leftovers, log_below, memory_below
 from .test_delays import address
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -41,9 +41,8 @@ REQUEST = REQUEST_LINE + HEADERS + b"\r\n"
 
 OPTIONS = {"websocket_handshake_timeout": 0.2, "close_timeout": 0.1}
 
-# What the buffers that a loop's connections share take, which the first connection makes, and the
-# chunk of the test's own that is under way. The rest is the connection's.
-SHARED = 512 * KIB + 160 * KIB
+# With the chunk of the test's own that is under way. The rest is the connection's.
+SHARED = LOOP_BUFFERS + 160 * KIB
 ONE_HANDSHAKE = 384 * KIB
 
 

@@ -44,7 +44,7 @@ from ..peers import (
     listening_socket,
 )
 from ..support import Recorder, serving
-from .checks import KIB, MIB, Leftovers, log_below, memory_below, resident_bytes
+from .checks import KIB, LOOP_BUFFERS, MIB, Leftovers, log_below, memory_below, resident_bytes
 from .test_delays import address
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -479,7 +479,9 @@ async def test_tls_handshakes_that_lead_nowhere(
                     serving(lambda request: Recorder(), tls=server_tls, **options)
                 )
                 leftovers = Leftovers()
-                async with memory_below(peak=MIB, held=800 * KIB):
+                async with memory_below(
+                    peak=LOOP_BUFFERS + 512 * KIB, held=LOOP_BUFFERS + 288 * KIB
+                ):
                     with await connect_socket(address(url)) as sock:
                         # The server ends the connection, whatever is the matter.
                         await asyncio.wait_for(behave(sock), TIMEOUT)

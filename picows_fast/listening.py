@@ -250,7 +250,6 @@ class Acceptor:
     Between ``hold`` and ``release`` new connections wait in the system's queue.
     """
 
-    can_hold = True
 
     def __init__(
         self,
@@ -383,7 +382,6 @@ class LoopAcceptor:
     cannot be told to wait, so ``hold`` has no effect.
     """
 
-    can_hold = False
 
     def __init__(
         self,

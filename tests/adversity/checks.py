@@ -20,8 +20,8 @@ from ..support import live_timers
 KIB = 1024
 MIB = 1024 * KIB
 
-# What the connections of an event loop share, made by the first of them: a buffer to receive in, and
-# one to put frames together in.
+# What the connections of an event loop share, made by the first of them: a buffer to receive in,
+# and one to put frames together in.
 LOOP_BUFFERS = 256 * KIB + MIB
 
 needs_descriptor_list = pytest.mark.skipif(

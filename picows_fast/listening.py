@@ -250,7 +250,6 @@ class Acceptor:
     Between ``hold`` and ``release`` new connections wait in the system's queue.
     """
 
-
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -381,7 +380,6 @@ class LoopAcceptor:
     `make_protocol` is called for each accepted connection, as with ``loop.create_server``. The loop
     cannot be told to wait, so ``hold`` has no effect.
     """
-
 
     def __init__(
         self,

@@ -142,8 +142,10 @@ cdef class StreamHandler:
         return 0
 
 
-# The handler of a stream that has none (yet, or any more), so that C calls never meet None.
+# The handler of a stream that has none (yet, or any more), and who keeps memory for one without a loop, so that C
+# calls never meet None.
 cdef StreamHandler _nobody = StreamHandler.__new__(StreamHandler)
+cdef ReadSpace _nowhere = ReadSpace(0)
 
 
 cdef class ByteStream(StreamHandler):
@@ -158,6 +160,7 @@ cdef class ByteStream(StreamHandler):
     # This one and those of the implementations leave nothing to an __init__, which Python code can skip or call twice.
     def __cinit__(self, *args, **kwargs):
         self.handler = _nobody
+        self.keeper = _nowhere
         self.reads_at_once = True
         self.arrived = self.arrived_by_hardware = -1
 

@@ -481,7 +481,7 @@ cdef class FrameParser:
                 memcpy(self.mask_key, head.mask_key, 4)
                 self.header_size = head.header_size
                 self.payload_size = <Py_ssize_t> head.payload_size
-                # CONTINUATIONs end with FIN, and what is masked has a key of its own.
+                # Not a last CONTINUATION, behind which none may follow, nor what is masked with a key of its own.
                 self.ordinary = data[0] if head.fin and 0 < head.opcode < WSMsgType.CLOSE and not head.masked else -1
                 total = self.header_size + self.payload_size
                 if total > size:

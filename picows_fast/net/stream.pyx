@@ -20,7 +20,8 @@ cdef extern from "Python.h":
 
 
 cdef enum:
-    # One read takes this much at most, so a flooding peer gets its turn and no more.
+    # One read takes this much at most, so a flooding peer gets its turn and no more; behind a larger unit, the size of
+    # that one.
     READ_SPACE_SIZE = 256 * 1024
     # A read into less room than this is not worth its system call: a fresh buffer is made instead.
     READ_SPACE_MINIMUM = 16 * 1024

@@ -337,7 +337,10 @@ def test_who_receives_without_a_break_while_the_loop_spins():
                 flooded.peer.sock.send(frame)
 
         frame = server_frame(BINARY, b"x")
-        async with connected("client", Calls(send_another)) as flooded, connected("client") as other:
+        async with (
+            connected("client", Calls(send_another)) as flooded,
+            connected("client") as other,
+        ):
             await flooded.peer.send_bytes(frame)
             await flooded.listener.frame(10)  # from now on it is who received last
             other.peer.sock.send(frame)

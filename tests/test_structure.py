@@ -43,6 +43,7 @@ COVERED_BY = {
     "cli/demo": "test_cli",
     "cli/runtime": "test_cli",
     "cli/client": "test_connect_command",
+    "cli/connection": "test_record_replay",
     "cli/connect": "test_connect_command",
     "cli/plot": "test_cli_plot",
     "cli/publish": "test_record_replay",

@@ -20,17 +20,16 @@ from picows_fast import (
 )
 from picows_fast.layers.messages import WSMessageListener
 
+from .connection import CLOSE_TIMEOUT, WritableListener
 from .runtime import CommandError
 
 # Bytes. Above what any market data feed sends, below what would hurt this machine.
 MAX_MESSAGE_SIZE = 64 * 1024 * 1024
-# Seconds that the peer gets to answer our CLOSE: a person waits for the prompt.
-CLOSE_TIMEOUT = 2.0
 
 _CLEAN_CODES = (WSCloseCode.NO_INFO, WSCloseCode.OK, WSCloseCode.GOING_AWAY)
 
 
-class MessageListener(WSMessageListener):
+class MessageListener(WritableListener, WSMessageListener):
     """Tells text from binary messages and follows the backpressure.
 
     Subclasses override `on_text` and `on_binary`. An OSError that these raise is a fault of this
@@ -39,9 +38,6 @@ class MessageListener(WSMessageListener):
 
     def __init__(self) -> None:
         super().__init__(max_message_size=MAX_MESSAGE_SIZE)
-        # Set while the connection takes more to send, and once it has ended.
-        self.writable = asyncio.Event()
-        self.writable.set()
         self.fault: OSError | None = None
 
     def on_text(self, text: str) -> None:
@@ -62,15 +58,6 @@ class MessageListener(WSMessageListener):
             self.fault = error
             transport.send_close(WSCloseCode.GOING_AWAY)
             transport.disconnect()
-
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
-        self.writable.set()
-
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
 
 
 def describe_end(transport: WSTransport) -> tuple[str, bool]:

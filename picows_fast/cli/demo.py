@@ -15,7 +15,6 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from picows_fast import (
     WSCloseCode,
@@ -31,11 +30,12 @@ from picows_fast import (
 from picows_fast.layers.histogram import LatencyHistogram
 
 from .book import generate_book
-from .client import CLOSE_TIMEOUT, describe_end
-from .feedfile import FeedError, FeedSummary, read_feed
+from .client import describe_end
+from .connection import CLOSE_TIMEOUT
+from .feedfile import FeedError, FeedSummary, read_feed, repeat_feed
 from .live import LiveLine, format_bytes, format_duration, format_latency
 from .plot import check_plot, draw_latency
-from .publish import Subscriber, paced
+from .publish import CERTIFICATE, Subscriber, loopback_context, paced
 from .runtime import CommandError
 
 try:
@@ -47,9 +47,6 @@ DEFAULT_SECONDS = 10.0
 DEFAULT_RATE = 5000.0
 
 _HOST = "127.0.0.1"
-# Valid for loopback only and public, see the file. The clients verify it all the same: the demo
-# shows what a wss connection costs, and that includes a real handshake.
-_CERTIFICATE = Path(__file__).with_name("loopback.pem")
 # Messages between what was published and what the slowest client has seen, at most.
 _WINDOW = 1 << 15
 # Seconds without any progress after which messages still on their way are given up.
@@ -282,16 +279,8 @@ async def _show_live(figures: _Figures, live: LiveLine) -> None:
 def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
     """What the exchange publishes. A recorded feed starts again if a duration was asked for."""
     if args.feed is None:
-        yield from generate_book(args.rate)
-        return
-    offset = 0
-    while True:
-        last = 0
-        for last, text in read_feed(args.feed):
-            yield offset + last, text
-        if args.seconds is None:
-            return
-        offset += last
+        return generate_book(args.rate)
+    return read_feed(args.feed) if args.seconds is None else repeat_feed(args.feed)
 
 
 def _allow_open_files(count: int) -> None:
@@ -312,9 +301,10 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
     _allow_open_files(2 * args.clients + _OTHER_FILES)
     server_ssl = client_ssl = None
     if args.tls:
-        server_ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server_ssl.load_cert_chain(_CERTIFICATE)
-        client_ssl = ssl.create_default_context(cafile=str(_CERTIFICATE))
+        server_ssl = loopback_context()
+        # They verify the certificate, although its key is public: the demo shows what a wss
+        # connection costs, and that includes a real handshake.
+        client_ssl = ssl.create_default_context(cafile=str(CERTIFICATE))
     exchange = Exchange(args.clients)
     server = await ws_create_server(
         exchange.accept,

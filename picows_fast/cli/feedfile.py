@@ -82,6 +82,16 @@ def read_feed(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         raise FeedError(f"{name}: {error.strerror or error}") from None
 
 
+def repeat_feed(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """As `read_feed`, for ever: each time it goes on where the time of the last message ended."""
+    offset = 0
+    while True:
+        last = 0
+        for last, text in read_feed(path):
+            yield offset + last, text
+        offset += last
+
+
 def check_feed(path: str | os.PathLike[str]) -> FeedSummary:
     """Read a feed file through once, so that a fault is found before anybody is served.
 

@@ -1,40 +1,42 @@
-"""The server side that `demo` and `replay` share: one subscriber, and the clock of a feed."""
+"""The server side that `demo` and `replay` share: subscribers, the clock of a feed, TLS."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 
-from picows_fast import WSListener, WSTransport
+from picows_fast import WSTransport
+
+from .connection import WritableListener
+
+# Valid for loopback only and public, see the file.
+CERTIFICATE = Path(__file__).with_name("loopback.pem")
 
 # Seconds of one turn of the event loop that publishing takes at most: between turns, connections
 # are served, also those that the messages come in on.
 _TURN = 0.0005
 
 
-class Subscriber(WSListener):
+class Subscriber(WritableListener):
     """A connection that is published to. What the client sends is ignored."""
 
     def __init__(self) -> None:
         super().__init__()
         self.transport: WSTransport | None = None
-        # Set while the connection takes more to send, and once it has ended.
-        self.writable = asyncio.Event()
-        self.writable.set()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport = transport
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
-        self.writable.set()
 
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
+def loopback_context() -> ssl.SSLContext:
+    """A server's context with the loopback certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
 
 
 def speed(text: str) -> float | None:

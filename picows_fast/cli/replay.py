@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator
 
 from picows_fast import (
     WSCloseCode,
@@ -20,8 +19,8 @@ from picows_fast import (
     ws_create_server,
 )
 
-from .client import CLOSE_TIMEOUT
-from .feedfile import FeedError, FeedSummary, read_feed
+from .connection import CLOSE_TIMEOUT
+from .feedfile import FeedError, FeedSummary, read_feed, repeat_feed
 from .live import format_bytes
 from .publish import Subscriber, paced
 from .runtime import CommandError
@@ -46,7 +45,8 @@ class _Session(Subscriber):
 
     async def _publish(self, transport: WSTransport) -> None:
         try:
-            async for text in paced(_messages(self._args), self._args.speed):
+            messages = repeat_feed if self._args.repeat else read_feed
+            async for text in paced(messages(self._args.file), self._args.speed):
                 if not self.writable.is_set():
                     await self.writable.wait()
                 transport.send(WSMsgType.TEXT, text)
@@ -55,18 +55,6 @@ class _Session(Subscriber):
             # The file was whole when it was checked: it has been changed since.
             print(error, file=sys.stderr)
             transport.send_close(WSCloseCode.INTERNAL_ERROR)
-
-
-def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
-    """The feed, once or for ever; the repetitions go on where the time of the last one ended."""
-    offset = 0
-    while True:
-        last = 0
-        for last, text in read_feed(args.file):
-            yield offset + last, text
-        if not args.repeat:
-            return
-        offset += last
 
 
 async def run(args: argparse.Namespace, summary: FeedSummary) -> int:

@@ -38,15 +38,13 @@ from picows_fast.layers.metrics import Metric, metrics_response, server_metrics
 from picows_fast.layers.routing import Router
 
 from .book import generate_book
-from .publish import paced
+from .publish import loopback_context, paced
 from .runtime import CommandError
 
 DEFAULT_WEB_RATE = 500.0
 DEFAULT_WEB_PORT = 8080
 
 _PAGE = Path(__file__).with_name("web.html")
-# Valid for loopback only and public, see the file: a browser asks whether to go on.
-_CERTIFICATE = Path(__file__).with_name("loopback.pem")
 _LEVELS = 10  # of each side, that the page gets
 _TRADES = 16  # that a new page gets, and that may wait for one
 _STATUS_INTERVAL = 0.5  # seconds
@@ -56,9 +54,6 @@ _MAX_WRITE_BACKLOG = 1 << 20
 _RESTARTS = 1012  # close code: a page may come back
 # Seconds that pages have to answer CLOSE when the command ends.
 _SHUTDOWN_TIMEOUT = 2.0
-# Seconds for a request. Chromium keeps a connection ready that it may never need; shutdown would
-# wait for it.
-_HANDSHAKE_TIMEOUT = 2.0
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -228,7 +223,6 @@ class WebDemo:
             self._port,
             ssl=self._tls,
             enable_auto_close=True,
-            websocket_handshake_timeout=_HANDSHAKE_TIMEOUT,
             max_frame_size=_MAX_FRAME_SIZE,
             max_write_backlog=_MAX_WRITE_BACKLOG,
         )
@@ -276,10 +270,7 @@ class WebDemo:
 
 async def run(args: argparse.Namespace) -> int:
     """Run the command; 0 when the time is over or Ctrl-C is pressed."""
-    tls = None
-    if args.tls:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(_CERTIFICATE)
+    tls = loopback_context() if args.tls else None  # a browser asks whether to go on
     demo = WebDemo(args.host, args.port, args.rate, tls)
     try:
         async with demo:

@@ -28,6 +28,8 @@ from picows_fast.handshake import (
 )
 from picows_fast.url import parse_url
 
+from .heads import cuttings, receive
+
 # RFC 6455 1.3
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -66,14 +68,6 @@ def response(start_line: str = "HTTP/1.1 101 Switching Protocols", **changes) ->
     return head(start_line, RESPONSE, **changes)
 
 
-def cuttings(data: bytes):
-    """The data whole, byte by byte, and in two pieces cut at every place."""
-    yield [data]
-    yield [data[i : i + 1] for i in range(len(data))]
-    for cut in range(1, len(data)):
-        yield [data[:cut], data[cut:]]
-
-
 def client(**arguments) -> ClientHandshake:
     return ClientHandshake(URL, key=KEY, **arguments)
 
@@ -86,14 +80,9 @@ def answer(data: bytes, *, eof: bool = False, **arguments):
         error = received = None
         rest = b""
         try:
-            for index, piece in enumerate(pieces):
-                received = handshake.receive_data(piece)
-                if received is not None:
-                    rest = handshake.trailing_data + b"".join(pieces[index + 1 :])
-                    break
-            else:
-                if eof:
-                    handshake.receive_eof()
+            received, rest = receive(handshake, pieces)
+            if received is None and eof:
+                handshake.receive_eof()
         except WSHandshakeError as caught:
             error = caught
         body = error.raw_body if error is not None else None
@@ -111,11 +100,7 @@ def ask(data: bytes, **arguments):
         error = received = None
         rest = refusal = b""
         try:
-            for index, piece in enumerate(pieces):
-                received = handshake.receive_data(piece)
-                if received is not None:
-                    rest = handshake.trailing_data + b"".join(pieces[index + 1 :])
-                    break
+            received, rest = receive(handshake, pieces)
         except WSHandshakeError as caught:
             error = caught
             refusal = handshake.reject(error).to_bytes()

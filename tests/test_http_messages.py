@@ -23,15 +23,9 @@ from picows_fast.http_messages import (
     checked_headers,
 )
 
+from .heads import cuttings
+
 TRAILING = b"\x81\x02hi\r\n\r\n"
-
-
-def cuttings(data: bytes):
-    """The data whole, byte by byte, and in two pieces cut at every place."""
-    yield [data]
-    yield [data[i : i + 1] for i in range(len(data))]
-    for cut in range(1, len(data)):
-        yield [data[:cut], data[cut:]]
 
 
 def read_head(reader_class, pieces, limits):

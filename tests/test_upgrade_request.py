@@ -14,6 +14,8 @@ from picows_fast.exceptions import WSHandshakeError
 from picows_fast.handshake import HandshakeLimits, ServerHandshake
 from picows_fast.upgrade_request import read_upgrade
 
+from .heads import receive
+
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 LINES = (
     b"GET /chat?a=b HTTP/1.1",
@@ -105,14 +107,8 @@ EXTRAORDINARY = {
 def outcome(pieces: list[bytes], limits: HandshakeLimits) -> tuple[object, ...]:
     """What a server makes of a request in these pieces."""
     handshake = ServerHandshake(limits=limits, subprotocols=["b"], origins=[None, "https://o"])
-    request = None
-    rest = b""
     try:
-        for index, piece in enumerate(pieces):
-            request = handshake.receive_data(piece)
-            if request is not None:
-                rest = handshake.trailing_data + b"".join(pieces[index + 1 :])
-                break
+        request, rest = receive(handshake, pieces)
         if request is None:
             return ("incomplete",)
         response = handshake.accept()

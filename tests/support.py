@@ -111,6 +111,18 @@ async def serving(
         await asyncio.wait_for(server.wait_closed(), 20)
 
 
+async def check_echo(
+    url: str, factory: Callable[..., Recorder] = Recorder, **options: Any
+) -> WSTransport:
+    """Connect to an echo server, send, receive, end; gives the transport."""
+    transport, client = await asyncio.wait_for(picows_fast.ws_connect(factory, url, **options), 20)
+    transport.send(WSMsgType.TEXT, "through")
+    assert await client.frame() == (WSMsgType.TEXT, b"through", True)
+    transport.send_close(1000)
+    await asyncio.wait_for(transport.wait_disconnected(), 20)
+    return transport
+
+
 RawHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

@@ -34,19 +34,17 @@ from picows_fast import (
 
 from .peers import TIMEOUT, connect_socket
 from .proxies import Proxy
-from .support import Echo, Recorder, accept_response, raw_server, read_head, serving
+from .support import (
+    Echo,
+    Recorder,
+    accept_response,
+    check_echo,
+    raw_server,
+    read_head,
+    serving,
+)
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
-
-
-async def check_echo(url, factory=Recorder, **options):
-    """Connect, send, receive, end; gives the transport."""
-    transport, client = await asyncio.wait_for(ws_connect(factory, url, **options), TIMEOUT)
-    transport.send(WSMsgType.TEXT, "through")
-    assert await client.frame() == (WSMsgType.TEXT, b"through", True)
-    transport.send_close(1000)
-    await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
-    return transport
 
 
 def fields(head):

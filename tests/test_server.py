@@ -24,7 +24,7 @@ from picows_fast import (
 )
 
 from .peers import TIMEOUT, UPGRADE_REQUEST, Peer, connect_socket, drip
-from .support import Echo, Recorder, client_frame, raw_client, serving
+from .support import Echo, Recorder, check_echo, client_frame, raw_client, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -44,15 +44,6 @@ def head_and_body(response):
     head, _, body = response.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return int(status.split(" ")[1]), dict(line.lower().split(": ", 1) for line in lines), body
-
-
-async def check_echo(url, **options):
-    transport, client = await asyncio.wait_for(ws_connect(Recorder, url, **options), TIMEOUT)
-    transport.send(WSMsgType.TEXT, "through")
-    assert await client.frame() == (WSMsgType.TEXT, b"through", True)
-    transport.send_close(1000)
-    await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
-    return transport
 
 
 PLAIN_REQUEST = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -7,8 +7,8 @@ examples:
   python -m benchmarks --only roundtrip --where size=256,8192 --where loop=uvloop --peers picows,C
   python -m benchmarks --json results.json --plots docs/plots
 
-Both sides take turns; a ratio is the median of the pairs that ran one after the other. Nothing else
-should run meanwhile.
+Both sides take turns; a ratio is the median of the pairs that ran one after the other, or of the
+rounds in which they took turns in slices. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations

@@ -4,14 +4,18 @@
 time of both; each library on the loop named. "two cores": the C reference serves, and blocks in the
 kernel; the clients run on another core, ours with `busy_poll`, the others blocking as they do, but
 for "C, spinning", which is what spinning can bring at most. "with a thread": as ours, in processes
-that have made a thread, so that each wait has to let go of the interpreter.
+that have made a thread, so that each wait has to let go of the interpreter. All are connected at
+the same time, and take turns in slices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
-from .measuring import OURS, Case, Measure, Settings
+from . import slices
+from .measuring import OURS, Case, Measure, Session, Settings
 from .peers import REFERENCE
 from .processes import cores, in_c, in_python
 
@@ -31,9 +35,12 @@ CONTESTANTS = {
 QUICK = (OURS, REFERENCE, "picows, uvloop")
 
 
-def measure(library: str, loop: str, busy_poll: float, one_core: bool, seconds: float) -> float:
-    """Round trips a second."""
+def pair(
+    library: str, loop: str, one_core: bool, seconds: float = slices.SECONDS
+) -> AbstractContextManager[Measure]:
+    """A server and a client; `seconds` is how long a slice of them is."""
     core, other = cores()
+    request = {"size": SIZE, "seconds": seconds}
     common = {
         "library": library,
         "loop": loop.split(",")[0],
@@ -46,26 +53,21 @@ def measure(library: str, loop: str, busy_poll: float, one_core: bool, seconds: 
         server = in_python("server", core, **common)
     else:
         server = in_c("serve", core if one_core else other)
-    with server as serving:
-        request = {"port": serving.answer()["port"], "size": SIZE, "seconds": seconds}
-        if library == REFERENCE:
-            client = in_c("echo", core, spin=int(loop == "spinning"), **request)
-        else:
-            client = in_python("echo", core, busy_poll=busy_poll, **request, **common)
-        with client as requesting:
-            answer = requesting.answer(seconds)
-    return float(answer["count"] / answer["seconds"])
+    if library == REFERENCE:
+        spin = int(loop == "spinning")
+        return slices.connected(
+            server, lambda port: in_c("echo", core, spin=spin, port=port, **request)
+        )
+    busy_poll = BUSY_POLL if loop == "own" and not one_core else 0.0
+    return slices.connected(
+        server,
+        lambda port: in_python("echo", core, busy_poll=busy_poll, port=port, **request, **common),
+    )
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     for placed in ("one core", "two cores"):
         one_core = placed == "one core"
-
-        def bound(name: str, one_core: bool = one_core) -> Measure:
-            library, loop = CONTESTANTS[name]
-            busy_poll = BUSY_POLL if loop == "own" and not one_core else 0.0
-            return lambda: measure(library, loop, busy_poll, one_core, settings.seconds)
-
         names = [
             name
             for name, (library, loop) in CONTESTANTS.items()
@@ -78,5 +80,6 @@ def cases(settings: Settings) -> Iterator[Case]:
             "latency",
             {"size": str(SIZE), "placed": placed, "listener": "cython"},
             "round trips/s",
-            {name: bound(name) for name in names},
+            {name: Session(partial(pair, *CONTESTANTS[name], one_core)) for name in names},
+            slices=slices.count(settings.seconds),
         )

@@ -3,19 +3,25 @@
 A case is one line of a table: its contestants take turns, in an order that is turned round every
 time, and what counts is the ratio of two that ran in the same round. The median of those ratios is
 quoted, with the lowest and the highest.
+
+Where the machine's speed moves faster than a measurement is made, a round is cut into slices:
+sessions are opened at its beginning, stay, and take turns; the median of its slices is what counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 OURS = "picows_fast"
 
+T = TypeVar("T")
 Measure = Callable[[], float]
 
 
@@ -42,6 +48,13 @@ class Settings:
         return all(labels[key] in values for key, values in self.where.items() if key in labels)
 
 
+@dataclass(frozen=True)
+class Session:
+    """A contestant that is opened for each round, and measured once in each of its slices."""
+
+    open: Callable[[], AbstractContextManager[Measure]]
+
+
 @dataclass
 class Case:
     """What is compared once. The first contestant is ours."""
@@ -49,8 +62,10 @@ class Case:
     workload: str
     labels: dict[str, str]
     unit: str
-    contestants: dict[str, Measure]
+    contestants: Mapping[str, Measure | Session]
     higher_is_better: bool = True
+    slices: int = 1
+    """Turns of each contestant in a round."""
     rounds: int | None = None
     """Instead of the settings' number, where one round says it all."""
 
@@ -113,26 +128,43 @@ def run(
     values: dict[str, list[float]] = {name: [] for name in case.contestants}
     rounds = case.rounds or settings.rounds
     what = f"{case.workload} {describe(case.labels)}"
-    for turn in range(rounds):
-        names = list(values)
-        for name in names if turn % 2 == 0 else reversed(names):
+
+    def give_up(name: str, error: Exception) -> None:
+        del values[name]
+        kind = "skipped" if isinstance(error, UnavailableError) else "FAILED"
+        say(f"{kind}: {what}, {name}: {error}")
+
+    for number in range(rounds):
+        taken: dict[str, list[float]] = {name: [] for name in values}
+        with contextlib.ExitStack() as stack:
+            measures: dict[str, Measure] = {}
+            for turn in range(number, number + case.slices):
+                for name in list(taken) if turn % 2 == 0 else reversed(taken):
+                    if name not in values:
+                        continue
+                    progress.show(f"{what}: {name}, {number + 1}/{rounds}")
+                    try:
+                        if name not in measures:
+                            measures[name] = _opened(case.contestants[name], stack)
+                        taken[name].append(measures[name]())
+                    except (UnavailableError, RuntimeError) as error:
+                        give_up(name, error)
+                        if name == OURS:
+                            return []
+        for name in taken:
             if name in values:
-                progress.show(
-                    f"{case.workload} {describe(case.labels)}: {name}, {turn + 1}/{rounds}"
-                )
-                try:
-                    values[name].append(case.contestants[name]())
-                except (UnavailableError, RuntimeError) as error:
-                    del values[name]
-                    kind = "skipped" if isinstance(error, UnavailableError) else "FAILED"
-                    say(f"{kind}: {what}, {name}: {error}")
-                    if name == OURS:
-                        return []
+                values[name].append(statistics.median(taken[name]))
             progress.step()
     ours = values.pop(OURS)
     if not values:
         return [_row(case, "", ours, ours)]
     return [_row(case, name, ours, theirs) for name, theirs in values.items()]
+
+
+def _opened(contestant: Measure | Session, stack: contextlib.ExitStack) -> Measure:
+    if isinstance(contestant, Session):
+        return stack.enter_context(contestant.open())
+    return contestant
 
 
 def _row(case: Case, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Row:
@@ -153,11 +185,11 @@ def _row(case: Case, peer: str, ours: Sequence[float], theirs: Sequence[float]) 
 
 
 def contestants(
-    settings: Settings, names: Sequence[str], measure: Callable[..., float], **arguments: Any
-) -> dict[str, Measure]:
+    settings: Settings, names: Sequence[str], measure: Callable[..., T], **arguments: Any
+) -> dict[str, Callable[[], T]]:
     """Ours and those of the peers that are wanted; `measure` is called with the name first."""
 
-    def bound(name: str) -> Measure:
+    def bound(name: str) -> Callable[[], T]:
         return lambda: measure(name, **arguments)
 
     wanted = [name for name in names if not settings.peers or name in settings.peers]

@@ -6,7 +6,8 @@
  *
  *   serve  [tls=PEM] [sink=1] [stamps=1]           echo server, or one that only reads; until stdin ends
  *   echo   port= size= seconds= [tls=1] [spin=1] [stamps=1]
- *                                                  echo client: one message at a time -> count, seconds;
+ *                                                  echo client: one message at a time, for so long at each line
+ *                                                  of stdin -> count, seconds, of each;
  *                                                  `spin`: asks for the answer again and again, and never blocks
  *                                                  `stamps` (here, too; not with TLS): reads come with the
  *                                                  kernel's times of arrival
@@ -24,8 +25,8 @@
  *   turns  port= connections= pause= seconds=      clients that get a frame each; who gets the last of a turn asks
  *                                                  for the next, and all sleep for `pause` -> frames, cpu
  *
- * Every command prints JSON objects, a line each: servers {"port": ...}, `drain` {"ready": ...} when
- * it is connected, and then what is named behind the arrow.
+ * Every command prints JSON objects, a line each: servers {"port": ...}, `drain` and `echo` {"ready": ...}
+ * when they are connected, and then what is named behind the arrow.
  *
  * Echo server and client are the floor: one system call for a readiness event, one for reading, one
  * for writing; frames are unmasked and answered in place. Built without WITH_TLS it has no TLS.
@@ -606,51 +607,54 @@ static void serve(int sink)
 
 static void echo(int port, size_t size, double seconds, int spin)
 {
+    char line[256];
     const int timeout = spin ? 0 : -1;
     connection *peer = connect_to(port);
     int poller = epoll_create1(EPOLL_CLOEXEC);
     uint8_t *message = allocate(size + 1), *out = allocate(HEADER_ROOM + size);
-    double start, end;
-    long count = 0;
     for (size_t i = 0; i < size; i++)
         message[i] = (uint8_t)(i * 7 + i / 251);
     send_request(peer);
     read_response(peer);
     set_nonblocking(peer->fd);
     watch(poller, peer->fd, peer);
-    start = end = now();
-    while (end - start < seconds) {
-        struct epoll_event event;
-        uint8_t key[4];
-        size_t header_size;
-        frame received;
-        next_key(key);
-        header_size = write_header(out, 2, size, key);
-        mask(out + header_size, message, size, key);
-        if (write_all(peer, out, header_size + size) < 0)
-            fail("sending");
-        while (!read_frame(peer->data + peer->start, peer->end - peer->start, &received)) {
-            ssize_t result = 0;
-            if (peer->ssl)
-                result = fill(peer, size + HEADER_ROOM);
-            if (result == 0) {
-                int ready = epoll_wait(poller, &event, 1, timeout);
-                if (ready < 0 && errno != EINTR)
-                    fail("epoll_wait");
-                if (ready > 0)
+    printf("{\"ready\": 1}\n");
+    while (fgets(line, sizeof line, stdin)) {
+        double start = now(), end = start;
+        long count = 0;
+        while (end - start < seconds) {
+            struct epoll_event event;
+            uint8_t key[4];
+            size_t header_size;
+            frame received;
+            next_key(key);
+            header_size = write_header(out, 2, size, key);
+            mask(out + header_size, message, size, key);
+            if (write_all(peer, out, header_size + size) < 0)
+                fail("sending");
+            while (!read_frame(peer->data + peer->start, peer->end - peer->start, &received)) {
+                ssize_t result = 0;
+                if (peer->ssl)
                     result = fill(peer, size + HEADER_ROOM);
+                if (result == 0) {
+                    int ready = epoll_wait(poller, &event, 1, timeout);
+                    if (ready < 0 && errno != EINTR)
+                        fail("epoll_wait");
+                    if (ready > 0)
+                        result = fill(peer, size + HEADER_ROOM);
+                }
+                if (result < 0)
+                    fail("receiving");
             }
-            if (result < 0)
-                fail("receiving");
+            if (received.payload_size != size)
+                fail("another frame than was sent");
+            peer->start += received.header_size + received.payload_size;
+            count++;
+            if ((count & 15) == 0 || size > 8192)
+                end = now();
         }
-        if (received.payload_size != size)
-            fail("another frame than was sent");
-        peer->start += received.header_size + received.payload_size;
-        count++;
-        if ((count & 15) == 0 || size > 8192)
-            end = now();
+        printf("{\"count\": %ld, \"seconds\": %.9f}\n", count, end - start);
     }
-    printf("{\"count\": %ld, \"seconds\": %.9f}\n", count, end - start);
     close_connection(peer);
 }
 

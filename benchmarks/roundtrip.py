@@ -1,14 +1,18 @@
 """Echo round trips: server and client of one library, in two processes on one core.
 
 The time of a round trip is then the CPU time of both sides, and waking another core costs nothing.
-The C reference is the floor: what the kernel takes, and little else.
+The C reference is the floor: what the kernel takes, and little else. The pairs of all libraries are
+connected at the same time, and take turns in slices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
-from .measuring import Case, Settings, contestants
+from . import slices
+from .measuring import Case, Measure, Session, Settings, contestants
 from .peers import CALLBACKS, REFERENCE, STREAMS
 from .processes import cores, in_c, in_python
 
@@ -16,40 +20,43 @@ SIZES = (256, 8192, 102_400, 1_048_576)
 LOOPS = ("uvloop", "asyncio", "own")  # "own": ours on picows_fast.loop, peers on uvloop
 
 
-def measure(
+def pair(
     library: str,
     size: int,
     tls: bool,
     loop: str,
     listener: str,
     code: str,
-    seconds: float,
+    seconds: float = slices.SECONDS,
     connections: int = 1,
-) -> float:
-    """Round trips a second."""
+) -> AbstractContextManager[Measure]:
+    """A server and a client; `seconds` is how long a slice of them is."""
     core, _ = cores()
-    common = {"library": library, "loop": loop, "listener": listener, "code": code, "tls": tls}
+    request = {"size": size, "seconds": seconds}
     if library == REFERENCE:
-        server = in_c("serve", core, tls)
-    else:
-        server = in_python("server", core, **common)
-    with server as serving:
-        port = serving.answer()["port"]
-        if library == REFERENCE:
-            client = in_c("echo", core, tls, port=port, size=size, seconds=seconds)
-        else:
-            client = in_python(
-                "echo",
-                core,
-                port=port,
-                size=size,
-                seconds=seconds,
-                connections=connections,
-                **common,
-            )
-        with client as requesting:
-            answer = requesting.answer(seconds)
-    return float(answer["count"] / answer["seconds"])
+        return slices.connected(
+            in_c("serve", core, tls), lambda port: in_c("echo", core, tls, port=port, **request)
+        )
+    request["connections"] = connections
+    common = {"library": library, "loop": loop, "listener": listener, "code": code, "tls": tls}
+    return slices.connected(
+        in_python("server", core, **common),
+        lambda port: in_python("echo", core, port=port, **request, **common),
+    )
+
+
+def case(
+    workload: str, labels: dict[str, str], settings: Settings, names: Sequence[str], **pairs: Any
+) -> Case:
+    """Compare pairs; `pairs` is what `pair` is called with."""
+    opened = contestants(settings, names, pair, **pairs)
+    return Case(
+        workload,
+        labels,
+        "round trips/s",
+        {name: Session(one) for name, one in opened.items()},
+        slices=slices.count(settings.seconds),
+    )
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -69,25 +76,21 @@ def cases(settings: Settings) -> Iterator[Case]:
                         names.append(REFERENCE)
                     if (listener, code) == ("python", "best"):
                         names.extend(STREAMS)
-                    yield Case(
+                    labels = {
+                        "size": str(size),
+                        "tls": "tls" if tls else "plain",
+                        "loop": loop,
+                        "listener": listener,
+                        "code": code,
+                    }
+                    yield case(
                         "roundtrip",
-                        {
-                            "size": str(size),
-                            "tls": "tls" if tls else "plain",
-                            "loop": loop,
-                            "listener": listener,
-                            "code": code,
-                        },
-                        "round trips/s",
-                        contestants(
-                            settings,
-                            names,
-                            measure,
-                            size=size,
-                            tls=tls,
-                            loop=loop,
-                            listener=listener,
-                            code=code,
-                            seconds=settings.seconds,
-                        ),
+                        labels,
+                        settings,
+                        names,
+                        size=size,
+                        tls=tls,
+                        loop=loop,
+                        listener=listener,
+                        code=code,
                     )

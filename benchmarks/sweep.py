@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .measuring import Case, Settings, contestants
-from .roundtrip import measure
+from .measuring import Case, Settings
+from .roundtrip import case
 
 SIZES = (0, *(2**power for power in range(25)))
 CONNECTIONS = (1, 3, 10, 30, 100, 300, 1000)
@@ -22,26 +22,22 @@ def cases(settings: Settings) -> Iterator[Case]:
     steps += [(SIZE_ON_MANY, count) for count in CONNECTIONS]
     for tls in (False, True):
         for size, connections in dict.fromkeys(steps):
-            yield Case(
+            labels = {
+                "size": str(size),
+                "clients": str(connections),
+                "tls": "tls" if tls else "plain",
+                "loop": "uvloop",
+                "listener": "cython",
+            }
+            yield case(
                 "sweep",
-                {
-                    "size": str(size),
-                    "clients": str(connections),
-                    "tls": "tls" if tls else "plain",
-                    "loop": "uvloop",
-                    "listener": "cython",
-                },
-                "round trips/s",
-                contestants(
-                    settings,
-                    PEERS,
-                    measure,
-                    size=size,
-                    connections=connections,
-                    tls=tls,
-                    loop="uvloop",
-                    listener="cython",
-                    code="best",
-                    seconds=settings.seconds,
-                ),
+                labels,
+                settings,
+                PEERS,
+                size=size,
+                connections=connections,
+                tls=tls,
+                loop="uvloop",
+                listener="cython",
+                code="best",
             )

@@ -8,43 +8,41 @@ takes for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 
-from .measuring import OURS, Case, Measure, Settings
+from . import slices
+from .measuring import OURS, Case, Measure, Session, Settings
 from .processes import cores, in_c
-from .roundtrip import measure
+from .roundtrip import pair
 
 SIZE = 256
 WITHOUT = "picows_fast, without"
 
 
-def reference(stamps: bool, seconds: float) -> float:
-    """Round trips a second of the C reference."""
+def reference(stamps: bool) -> AbstractContextManager[Measure]:
+    """A server and a client of the C reference."""
     core, _ = cores()
-    with in_c("serve", core, stamps=int(stamps)) as serving:
-        port = serving.answer()["port"]
-        with in_c(
-            "echo", core, port=port, size=SIZE, seconds=seconds, stamps=int(stamps)
-        ) as client:
-            answer = client.answer(seconds)
-    return float(answer["count"] / answer["seconds"])
+    options = {"stamps": int(stamps)}
+    request = {"size": SIZE, "seconds": slices.SECONDS, **options}
+    return slices.connected(
+        in_c("serve", core, **options), lambda port: in_c("echo", core, port=port, **request)
+    )
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     for tls in (False, True):
-
-        def one(code: str, tls: bool = tls) -> float:
-            return measure(OURS, SIZE, tls, "own", "cython", code, settings.seconds)
-
-        contestants: dict[str, Measure] = {
-            OURS: lambda one=one: one("stamped"),  # type: ignore[misc]
-            WITHOUT: lambda one=one: one("best"),  # type: ignore[misc]
+        contestants = {
+            OURS: Session(partial(pair, OURS, SIZE, tls, "own", "cython", "stamped")),
+            WITHOUT: Session(partial(pair, OURS, SIZE, tls, "own", "cython", "best")),
         }
         if not tls:
-            contestants["C"] = lambda: reference(True, settings.seconds)
-            contestants["C, without"] = lambda: reference(False, settings.seconds)
+            contestants["C"] = Session(partial(reference, True))
+            contestants["C, without"] = Session(partial(reference, False))
         yield Case(
             "timestamps",
             {"size": str(SIZE), "tls": "tls" if tls else "plain", "listener": "cython"},
             "round trips/s",
             contestants,
+            slices=slices.count(settings.seconds),
         )

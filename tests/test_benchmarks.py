@@ -6,6 +6,7 @@ Nothing here says how fast anything is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -13,25 +14,40 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import accept, fanout, flood, mask, masksend, memory, report, roundtrip, stalled
+from benchmarks import (
+    accept,
+    fanout,
+    flood,
+    latency,
+    mask,
+    masksend,
+    memory,
+    report,
+    roundtrip,
+    slices,
+    stalled,
+)
 from benchmarks.measuring import (
     OURS,
     Case,
+    Measure,
     Progress,
     Row,
+    Session,
     Settings,
     UnavailableError,
     contestants,
     run,
 )
 from benchmarks.peers import CALLBACKS, REFERENCE, STREAMS
-from benchmarks.processes import CERTIFICATE, ROOT, in_c
+from benchmarks.peers.callbacks import cython_listeners
+from benchmarks.processes import CERTIFICATE, ROOT, in_c, in_python
 from picows_fast import WSMsgType, ws_connect, ws_create_server
 
 from .support import Echo, Recorder
@@ -56,6 +72,16 @@ def tls(request: pytest.FixtureRequest) -> bool:
     if request.param and not Path("/usr/include/openssl/ssl.h").exists():
         pytest.skip("OpenSSL's headers are not installed")
     return bool(request.param)
+
+
+@pytest.fixture(scope="session")
+def built_listeners() -> None:
+    """A worker would compile them while somebody waits for its first answer."""
+    for library in CALLBACKS:
+        cython_listeners(library)
+
+
+in_cython = pytest.mark.usefixtures("built_listeners")
 
 
 def client_context() -> ssl.SSLContext:
@@ -88,7 +114,9 @@ async def test_reference_server_echoes(tls: bool) -> None:
 
 
 @on_one_loop
-async def test_reference_client_sends_what_it_gets_back(tls: bool) -> None:
+@pytest.mark.parametrize("library", [*LIBRARIES, REFERENCE])
+async def test_clients_echo_in_their_slices_only(library: str, tls: bool) -> None:
+    """Round trips are counted exactly, and none is made while another pair has its turn."""
     listeners: list[Echo] = []
 
     def factory(request: Any) -> Echo:
@@ -96,18 +124,30 @@ async def test_reference_client_sends_what_it_gets_back(tls: bool) -> None:
         return listeners[-1]
 
     server = await ws_create_server(factory, "127.0.0.1", 0, ssl=server_context() if tls else None)
-    port = server.sockets[0].getsockname()[1]
+    request = {
+        "port": server.sockets[0].getsockname()[1],
+        "size": 1000,
+        "seconds": SECONDS,
+        "tls": tls,
+    }
+    if library == REFERENCE:
+        starting = in_c("echo", None, **request)
+    else:
+        starting = in_python("echo", None, library=library, loop="asyncio", **request)
     try:
-        with in_c("echo", None, tls, port=port, size=1000, seconds=SECONDS) as client:
-            answer = await asyncio.to_thread(client.answer)
-            await listeners[0].closed()
+        with starting as client:
+            assert await asyncio.to_thread(client.answer) == {"ready": 1}
+            answers = [await asyncio.to_thread(client.ask, "echo") for _ in range(2)]
+        (listener,) = listeners
+        await listener.closed()
     finally:
         server.close()
         await server.wait_closed()
-    payloads = {payload for _, payload, _ in listeners[0].frames}
-    assert len(listeners[0].frames) == answer["count"] > 0
-    assert len(payloads) == 1  # every one unmasked to the same
-    assert len(payloads.pop()) == 1000
+    assert all(answer["count"] > 0 for answer in answers)
+    echoed = [payload for kind, payload, _ in listener.frames if kind == WSMsgType.BINARY]
+    assert len(echoed) == sum(answer["count"] for answer in answers)
+    assert len(set(echoed)) == 1  # every one unmasked to the same
+    assert len(echoed[0]) == 1000
 
 
 @on_one_loop
@@ -124,24 +164,37 @@ async def test_reference_says_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("library", [*LIBRARIES, REFERENCE])
 def test_roundtrip(library: str, tls: bool) -> None:
-    rate = roundtrip.measure(library, 300, tls, "asyncio", "python", "best", SECONDS)
-    assert rate > 0
+    with roundtrip.pair(library, 300, tls, "asyncio", "python", "best", SECONDS) as measure:
+        assert all(measure() > 0 for _ in range(3))
 
 
+@in_cython
 @pytest.mark.parametrize("library", CALLBACKS)
 @pytest.mark.parametrize("code", ["best", "same"])
 def test_roundtrip_in_cython(library: str, code: str) -> None:
-    assert roundtrip.measure(library, 100_000, False, "uvloop", "cython", code, SECONDS) > 0
+    with roundtrip.pair(library, 100_000, False, "uvloop", "cython", code, SECONDS) as measure:
+        assert measure() > 0
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_roundtrip_on_many_connections(library: str) -> None:
-    rate = roundtrip.measure(library, 300, False, "uvloop", "python", "best", SECONDS, 20)
-    assert rate > 0
+    pair = roundtrip.pair(library, 300, False, "uvloop", "python", "best", SECONDS, 20)
+    with pair as measure:
+        assert measure() > 0
 
 
 def test_roundtrip_on_our_own_loop() -> None:
-    assert roundtrip.measure(OURS, 300, False, "own", "python", "best", SECONDS) > 0
+    with roundtrip.pair(OURS, 300, False, "own", "python", "best", SECONDS) as measure:
+        assert measure() > 0
+
+
+@in_cython
+@pytest.mark.parametrize("one_core", [True, False], ids=["one-core", "two-cores"])
+@pytest.mark.parametrize("name", latency.CONTESTANTS)
+def test_latency(name: str, one_core: bool) -> None:
+    library, loop = latency.CONTESTANTS[name]
+    with latency.pair(library, loop, one_core, SECONDS) as measure:
+        assert all(measure() > 0 for _ in range(2))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -150,6 +203,7 @@ def test_flood_counts_every_frame(library: str, tls: bool) -> None:
     assert flood.measure(library, tls, "asyncio", "python", "count", SECONDS, size=100) > 0
 
 
+@in_cython
 @pytest.mark.parametrize("library", CALLBACKS)
 @pytest.mark.parametrize("take", ["nothing", "bytes", "count"])
 def test_flood_in_cython(library: str, take: str) -> None:
@@ -176,6 +230,7 @@ def test_fanout(library: str) -> None:
     assert 0 < value < math.inf
 
 
+@in_cython
 @pytest.mark.parametrize("code", ["same", "best", "coalesce"])
 @pytest.mark.parametrize("listener", ["python", "cython"])
 def test_fanout_of_joined_frames(code: str, listener: str, tls: bool) -> None:
@@ -183,6 +238,7 @@ def test_fanout_of_joined_frames(code: str, listener: str, tls: bool) -> None:
     assert 0 < value < math.inf
 
 
+@in_cython
 @pytest.mark.parametrize("library", CALLBACKS)
 @pytest.mark.parametrize("listener", ["python", "cython"])
 def test_fanout_by_a_channel(library: str, listener: str, tls: bool) -> None:
@@ -212,6 +268,7 @@ def test_mask(name: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="there is no valgrind")
+@in_cython
 def test_masksend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masksend, "COUNT", 50)
     value = masksend.measure(OURS)
@@ -222,7 +279,7 @@ def test_masksend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(
-    measures: dict[str, Callable[[], float]], **options: Any
+    measures: Mapping[str, Measure | Session], **options: Any
 ) -> tuple[list[Row], list[str]]:
     case = Case("w", {"size": "1"}, "x/s", measures, **options)
     said: list[str] = []
@@ -245,6 +302,58 @@ def test_pairs_alternate_and_the_median_of_their_ratios_counts() -> None:
     assert (row.ratio, row.lowest, row.highest, row.pairs) == (3.0, 2.0, 4.0, 3)
     assert (row.ours, row.theirs) == (6.0, 2.0)
     assert said == []
+
+
+class Sessions:
+    """Contestants that note what happens to them, and give what they are told, slice by slice."""
+
+    def __init__(self, **values: list[float]) -> None:
+        self.events: list[str] = []
+        self.contestants = {name: self._session(name, iter(values[name])) for name in values}
+
+    def _session(self, name: str, values: Iterator[float]) -> Session:
+        def measure() -> float:
+            self.events.append(name)
+            try:
+                return next(values)
+            except StopIteration:
+                raise RuntimeError("no more") from None
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[Measure]:
+            self.events.append(f"+{name}")
+            yield measure
+            self.events.append(f"-{name}")
+
+        return Session(opened)
+
+
+def test_sessions_take_turns_in_slices_and_the_median_of_a_round_counts() -> None:
+    ours = [2.0, 100.0, 4.0, 6.0, 6.0, 6.0, 9.0, 9.0, 0.0]
+    sessions = Sessions(**{OURS: ours, "b": [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0]})
+    (row,), said = compare(sessions.contestants, slices=3)
+    first = f"+{OURS} {OURS} +b b b {OURS} {OURS} b -b -{OURS}"
+    second = f"+b b +{OURS} {OURS} {OURS} b b {OURS} -{OURS} -b"
+    assert " ".join(sessions.events) == f"{first} {second} {first}"
+    assert (row.ratio, row.lowest, row.highest, row.pairs) == (3.0, 2.0, 4.5, 3)
+    assert (row.ours, row.theirs) == (6.0, 2.0)
+    assert said == []
+
+
+def test_a_session_that_fails_in_a_slice_is_left_out() -> None:
+    sessions = Sessions(**{OURS: [1.0] * 9, "a": [1.0] * 4, "b": [1.0] * 9})
+    (row,), said = compare(sessions.contestants, slices=3)
+    assert (row.peer, row.pairs) == ("b", 3)
+    assert said == ["FAILED: w 1, a: no more"]
+    assert sessions.events.count("+a") == sessions.events.count("-a") == 2
+    sessions = Sessions(**{OURS: [1.0], "b": [1.0] * 9})
+    assert compare(sessions.contestants, slices=3) == ([], [f"FAILED: w 1, {OURS}: no more"])
+    assert sessions.events[-2:] == ["-b", f"-{OURS}"]
+
+
+def test_slices_make_a_measurement() -> None:
+    assert slices.count(0.001) == 1
+    assert slices.count(0.6) == 20
 
 
 @pytest.mark.parametrize(

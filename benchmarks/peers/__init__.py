@@ -7,7 +7,7 @@ await messages. Imported in worker processes only; `peer` is how they get one.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from ..measuring import UnavailableError
@@ -40,10 +40,11 @@ class Peer(Protocol):
 
     async def echo(
         self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
-    ) -> Callable[[], int]:
-        """Start to echo a message for ever, one at a time on each connection.
+    ) -> Callable[[float], Awaitable[int]]:
+        """Connect.
 
-        Gives a function that counts the round trips.
+        Gives a function that has a message echoed for so many seconds, one at a time on each
+        connection, and ends with the last answer: how many round trips that were.
         """
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:

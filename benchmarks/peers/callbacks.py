@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,17 @@ def python_listeners(library: str) -> Any:
         def on_ws_connected(self, transport: Any) -> None:
             self.transport = transport
 
-        def start(self) -> None:
+        def start(self, stopped: asyncio.Future[None]) -> None:
+            self.stopped = stopped
+            self.running = True
             self.transport.send(binary, self.message)
 
         def on_ws_frame(self, transport: Any, frame: Any) -> None:
             self.requests += 1
-            transport.send(binary, self.message)
+            if self.running:
+                transport.send(binary, self.message)
+            else:
+                self.stopped.set_result(None)
 
     class Flooded(base):  # type: ignore[misc]
         def __init__(self, ended: asyncio.Future[None]) -> None:
@@ -275,15 +280,24 @@ class CallbackPeer:
 
     async def echo(
         self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
-    ) -> Callable[[], int]:
+    ) -> Callable[[float], Awaitable[int]]:
         clients = [self._listeners.EchoClient(message) for _ in range(connections)]
         for client in clients:
             await self._connect(lambda client=client: client, tls, port)
-        for client in clients:
-            client.start()
-        if connections == 1:
-            return lambda: int(clients[0].requests)
-        return lambda: sum(client.requests for client in clients)
+
+        async def round_trips(seconds: float) -> int:
+            loop = asyncio.get_running_loop()
+            before = sum(client.requests for client in clients)
+            all_stopped = [loop.create_future() for _ in clients]
+            for client, stopped in zip(clients, all_stopped, strict=True):
+                client.start(stopped)
+            await asyncio.sleep(seconds)
+            for client in clients:
+                client.running = False
+            await asyncio.gather(*all_stopped)
+            return sum(client.requests for client in clients) - before
+
+        return round_trips
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

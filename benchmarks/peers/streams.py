@@ -6,7 +6,6 @@ No compression, no keepalive and no limit on messages: what the others do by def
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib
 import ssl
 import time
@@ -20,29 +19,6 @@ PLAIN = {"compression": None, "max_size": None, "ping_interval": None}
 
 def url_of(tls: ssl.SSLContext | None, port: int) -> str:
     return f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/"
-
-
-class _Counter:
-    """Round trips of a task that goes on for ever."""
-
-    def __init__(self, round_trip: Callable[[], Awaitable[Any]]) -> None:
-        self._round_trip = round_trip
-        self._count = 0
-        self._task = asyncio.ensure_future(self._run())
-
-    async def _run(self) -> None:
-        while True:
-            await self._round_trip()
-            self._count += 1
-
-    def __call__(self) -> int:
-        if self._task.done():
-            self._task.result()
-        return self._count
-
-
-def _total(counters: list[_Counter]) -> Callable[[], int]:
-    return lambda: sum(counter() for counter in counters)
 
 
 async def _take(messages: AsyncIterator[Any], take: str) -> dict[str, Any]:
@@ -90,11 +66,26 @@ class _StreamPeer:
 
     async def echo(
         self, tls: ssl.SSLContext | None, port: int, message: bytes, connections: int
-    ) -> Callable[[], int]:
+    ) -> Callable[[float], Awaitable[int]]:
         opened = [await self._open(tls, port) for _ in range(connections)]
-        return _total(
-            [_Counter(functools.partial(self._round_trip, each, message)) for each in opened]
-        )
+        running = False
+
+        async def run(connection: Any) -> int:
+            count = 0
+            while running:
+                await self._round_trip(connection, message)
+                count += 1
+            return count
+
+        async def round_trips(seconds: float) -> int:
+            nonlocal running
+            running = True
+            tasks = [asyncio.ensure_future(run(connection)) for connection in opened]
+            await asyncio.sleep(seconds)
+            running = False
+            return sum(await asyncio.gather(*tasks))
+
+        return round_trips
 
     async def flood(self, tls: ssl.SSLContext | None, port: int, take: str) -> dict[str, Any]:
         return await _take(aiter(await self._open(tls, port)), take)

@@ -238,6 +238,8 @@ def docs(arguments: list[str]) -> None:
 def dist(arguments: list[str]) -> None:
     """The sdist, the wheel made from it, and both tried out in environments of their own."""
     run(PYTHON, "-m", "pip", "install", "--quiet", "--group", "dist")
+    # Here cibuildwheel is at hand, which says whether it takes its settings.
+    run(PYTHON, "-m", "pytest", "-q", "tests/test_packaging.py")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     run(PYTHON, "-m", "build", "--outdir", "dist")
     run(PYTHON, "-m", "tests.distribution", "dist", *arguments)

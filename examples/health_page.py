@@ -33,7 +33,8 @@ def feed(request: Request, name: str) -> WSListener:
     return Greeter()
 
 
-routes.http("/health")(lambda request: f"{server.stats().connections} clients\n")  # the same
+# Decorators may be called as well.
+routes.http("/health")(lambda request: f"{server.stats().connections} clients\n")
 routes.http("/")(lambda request: Response.create_ok_response(PAGE, HTML))
 
 

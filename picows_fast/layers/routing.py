@@ -1,8 +1,8 @@
 """A listener factory that decides by the path of the request.
 
 Owns the table of paths, and the answers to a path that is none (404) or is asked in a way it does
-not have (405, 426). What is answered there belongs to the handlers. Knows
-parameters that are one segment, `{name}`, and nothing more: for a web site there are web servers.
+not have (405, 426). What is answered elsewhere belongs to the handlers. Knows parameters that are
+one segment, `{name}`, and nothing more: for a web site there are web servers.
 
     routes = Router()
 
@@ -144,8 +144,10 @@ class Router:
         for segment in segments:
             if ("{" in segment or "}" in segment) and _name(segment) is None:
                 raise ValueError(f"a parameter is a whole segment '{{name}}', got {path!r}")
-        if len(set(names)) != len(names) or "request" in names:
+        if len(set(names)) != len(names):
             raise ValueError(f"a parameter's name must not be used twice, got {path!r}")
+        if "request" in names:  # it would be the handler's first argument, too
+            raise ValueError(f"a parameter must not be named 'request', got {path!r}")
         table = self._patterns if names else self._exact
         return table.setdefault(segments, _Path(segments))
 

@@ -1,12 +1,15 @@
 """Round trips in slices: contestants that are all connected take turns of 30 ms.
 
-Owns: how long a slice is, how many make a measurement, and what one slice of a client and server
-is. A client that is not at its slice blocks, so that who shares the core with it has it alone.
+Owns: how long a slice is, how many make a measurement, what one slice of a client and server is,
+and how a client waits for its end. A client that is not at its slice blocks, so that who shares the
+core with it has it alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -40,3 +43,15 @@ def connected(
 
         measure()  # what is made once is not counted
         yield measure
+
+
+async def alarm(seconds: float) -> None:
+    """Sleep without a timer of the loop.
+
+    With one, each wait for a socket would set and clear a timer of the kernel's, which is no
+    library's work, and nothing that the C reference does.
+    """
+    rung = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGALRM, rung.set)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    await rung.wait()

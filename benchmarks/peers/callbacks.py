@@ -23,6 +23,7 @@ from typing import Any
 
 from ..measuring import OURS
 from ..processes import BUILT
+from ..slices import alarm
 
 # library -> module to cimport
 CIMPORTED = {"picows_fast": "picows_fast.core", "picows": "picows.picows"}
@@ -291,7 +292,7 @@ class CallbackPeer:
             all_stopped = [loop.create_future() for _ in clients]
             for client, stopped in zip(clients, all_stopped, strict=True):
                 client.start(stopped)
-            await asyncio.sleep(seconds)
+            await alarm(seconds)
             for client in clients:
                 client.running = False
             await asyncio.gather(*all_stopped)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from ..measuring import UnavailableError
+from ..slices import alarm
 
 PLAIN = {"compression": None, "max_size": None, "ping_interval": None}
 
@@ -81,7 +82,7 @@ class _StreamPeer:
             nonlocal running
             running = True
             tasks = [asyncio.ensure_future(run(connection)) for connection in opened]
-            await asyncio.sleep(seconds)
+            await alarm(seconds)
             running = False
             return sum(await asyncio.gather(*tasks))
 

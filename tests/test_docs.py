@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import inspect
 import itertools
 import re
 import runpy
@@ -81,13 +82,57 @@ def test_every_name_of_picows_is_in_its_page() -> None:
     picows = pytest.importorskip("picows")
     page = (ROOT / "docs" / "coming-from-picows.md").read_text(encoding="utf-8")
     names = set(picows.__all__)
-    for cls in ("WSListener", "WSTransport", "WSFrame", "WSUpgradeRequest", "WSUpgradeResponse"):
-        names |= {name for name in vars(getattr(picows, cls)) if not name.startswith("_")}
-    missing = {name for name in names if not re.search(rf"\b{name}\b", page)}
+    for cls in (
+        picows.WSListener,
+        picows.WSTransport,
+        picows.WSFrame,
+        picows.WSUpgradeRequest,
+        picows.WSUpgradeResponse,
+        picows.WSParsedURL,
+        picows.picows.WSCloseHandshake,
+        picows.picows.WSCloseInfo,
+    ):
+        names |= {name for name in vars(cls) if not name.startswith("_")}
+    names |= picows.WSParsedURL.__annotations__.keys()
+    for function in (picows.ws_connect, picows.ws_create_server):
+        names |= {
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind == parameter.KEYWORD_ONLY
+        }
+    in_tables = "\n".join(re.findall(r"^\|.*$", page, re.MULTILINE))
+    missing = {name for name in names if not re.search(rf"\b{name}\b", in_tables)}
     assert not missing
 
 
-# What is made from the code
+# What is made from the code, and what names all of it
+
+
+def test_the_map_of_the_architecture_has_every_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    house = re.search(r"```\npicows_fast/\n(.*?)```", page, re.DOTALL)
+    assert house is not None
+    package = ROOT / "picows_fast"
+    files = {
+        path
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".pyx", ".h")
+        # What C headers are for is said with their folder, and the command line is used as a whole.
+        and path.parent.name not in ("wire", "cli")
+        and not path.stem.startswith("_")
+    }
+    assert package / "core.pyx" in files
+    missing = {
+        path.relative_to(package).as_posix()
+        for path in files
+        if not re.search(rf"\b{path.stem}\b", house[1])
+    }
+    assert not missing
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert not {name for name in picows_fast.__all__ if not re.search(rf"\b{name}\b", page)}
 
 
 def states_diagram() -> str:

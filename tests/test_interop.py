@@ -179,8 +179,8 @@ class AiohttpPeer:
         ):
             peer = cls(connection)
             yield peer
-            await connection.close()
-            await peer._reader
+            await soon(connection.close())
+            await soon(peer._reader)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -290,7 +290,7 @@ class PicowsPeer(picows.WSListener):  # type: ignore[misc]
             yield peer
         finally:
             transport.disconnect()
-            await peer._ended.wait()
+            await soon(peer._ended.wait())
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -313,7 +313,7 @@ class PicowsPeer(picows.WSListener):  # type: ignore[misc]
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
-            await server.wait_closed()
+            await soon(server.wait_closed())
 
 
 PEERS: dict[str, Any] = {

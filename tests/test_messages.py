@@ -32,13 +32,9 @@ from picows_fast import (
 from picows_fast.layers.messages import MessageAssembler, WSMessageListener
 
 from .cython_build import load
+from .frames import BINARY, CLOSE, CONTINUATION, KIB, MIB, PING, PONG, TEXT
 from .peers import connected, drip
 from .support import Recorder, serving
-
-CONTINUATION, TEXT, BINARY = WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY
-CLOSE, PING, PONG = WSMsgType.CLOSE, WSMsgType.PING, WSMsgType.PONG
-
-KIB, MIB = 1024, 1024 * 1024
 
 # Characters of one to four bytes.
 WORD = "a\u00e9\u20ac\U0001f600z"

@@ -15,31 +15,23 @@ def format_duration(nanoseconds: int) -> str:
     """Three digits and the unit that fits: 850 ns, 85.2 us, 1.24 ms, 2.10 s."""
     if nanoseconds < 1_000:
         return f"{nanoseconds} ns"
-    value = float(nanoseconds)
-    for unit in ("us", "ms"):
-        value /= 1_000
-        if value < 999.5:
-            return f"{_three_digits(value)} {unit}"
-    return f"{_three_digits(value / 1_000)} s"
+    return _scaled(nanoseconds / 1_000, "us", "ms", "s")
 
 
 def format_bytes(count: float) -> str:
     """Three digits and a decimal unit: 512 B, 4.91 MB."""
     if count < 999.5:
         return f"{count:.0f} B"
-    for unit in ("kB", "MB"):
-        count /= 1_000
-        if count < 999.5:
-            return f"{_three_digits(count)} {unit}"
-    return f"{_three_digits(count / 1_000)} GB"
+    return _scaled(count / 1_000, "kB", "MB", "GB")
 
 
-def _three_digits(value: float) -> str:
-    if value < 9.995:
-        return f"{value:.2f}"
-    if value < 99.95:
-        return f"{value:.1f}"
-    return f"{value:,.0f}"
+def _scaled(value: float, *units: str) -> str:
+    """Three digits of a value that is in the first unit, a thousand of which are the next one."""
+    while value >= 999.5 and len(units) > 1:
+        value /= 1_000
+        units = units[1:]
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{digits}f} {units[0]}"
 
 
 def format_latency(histogram: LatencyHistogram) -> str:

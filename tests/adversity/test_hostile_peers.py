@@ -32,6 +32,7 @@ from picows_fast import (
     WSViolation,
 )
 
+from ..frames import BINARY, CLOSE, PING, PONG, TEXT
 from ..peers import (
     TIMEOUT,
     UPGRADE_REQUEST,
@@ -50,13 +51,6 @@ from .test_delays import address
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 Cause = WSDisconnectCause
-TEXT, BINARY, CLOSE, PING, PONG = (
-    WSMsgType.TEXT,
-    WSMsgType.BINARY,
-    WSMsgType.CLOSE,
-    WSMsgType.PING,
-    WSMsgType.PONG,
-)
 
 CLOSE_TIMEOUT = 0.05  # seconds
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import picows_fast
-from picows_fast import WSMsgType, WSTransport
+from picows_fast import WSTransport
 
 from ..support import Recorder, raw_client, raw_server, read_frame, serving
 
@@ -202,12 +202,3 @@ def traced_memory() -> Iterator[Memory]:
         yield memory
     finally:
         tracemalloc.stop()
-
-
-TEXT, BINARY, CLOSE, PING, PONG = (
-    WSMsgType.TEXT,
-    WSMsgType.BINARY,
-    WSMsgType.CLOSE,
-    WSMsgType.PING,
-    WSMsgType.PONG,
-)

@@ -9,14 +9,10 @@ import pytest
 
 from picows_fast import WSCloseCode, WSDisconnectCause, WSFrame, WSMsgType, WSTransport
 
+from ..frames import BINARY, CLOSE, PING, PONG, TEXT
 from ..support import Recorder, serving
 from .peers import (
-    BINARY,
-    CLOSE,
     KIB,
-    PING,
-    PONG,
-    TEXT,
     deaf_client,
     set_send_buffer,
     waiting,

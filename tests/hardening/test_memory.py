@@ -16,15 +16,11 @@ import pytest
 import picows_fast
 from picows_fast import WSDisconnectCause, WSFrame, WSListener, WSMsgType, WSTransport
 
+from ..frames import BINARY, CLOSE, PING, PONG, TEXT
 from ..support import Recorder, client_frame, raw_server, read_frame, serving
 from .peers import (
-    BINARY,
-    CLOSE,
     KIB,
     MIB,
-    PING,
-    PONG,
-    TEXT,
     deaf_client,
     set_send_buffer,
     settled,

@@ -9,8 +9,9 @@ import pytest
 
 from picows_fast import WSAutoPingStrategy, WSDisconnectCause
 
+from ..frames import CLOSE, PING, PONG, TEXT
 from ..support import Recorder
-from .peers import CLOSE, PING, PONG, TEXT, Peer, settled, waiting
+from .peers import Peer, settled, waiting
 
 GOING_AWAY = (1001).to_bytes(2, "big")
 

@@ -135,6 +135,11 @@ def side(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def tls_contexts(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> Contexts:
+    return Contexts(server_tls, client_tls)
+
+
 @pytest.fixture(params=[False, True], ids=["plain", "tls"])
 def contexts(
     request: pytest.FixtureRequest, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext

@@ -233,6 +233,28 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return first & 0x0F, plain.to_bytes(size, "big")
 
 
+async def until(condition: Callable[[], Any], timeout: float = 20) -> None:
+    """Wait for something that nobody announces."""
+
+    async def wait() -> None:
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(wait(), timeout)
+
+
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def open_descriptors() -> int:
+    """How many this process has, by /proc/self/fd."""
+    return len(os.listdir("/proc/self/fd"))
+
+
 def _has_ipv6_loopback() -> bool:
     try:
         with socket.socket(socket.AF_INET6) as sock:

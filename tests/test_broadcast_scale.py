@@ -21,7 +21,7 @@ from picows_fast.cli.feedfile import read_feed
 from picows_fast.layers.broadcast import Channel, SlowConsumer, Subscription
 
 from .peers import SYSTEM_HOLDS, connected
-from .support import serving
+from .support import serving, until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -62,16 +62,8 @@ def is_sum(one: Subscription) -> bool:
     return one.published == rest
 
 
-async def until(condition) -> None:
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), 60)
-
-
 async def all_sent(subscriptions: list[Subscription]) -> None:
-    await until(lambda: not any(one.waiting for one in subscriptions))
+    await until(lambda: not any(one.waiting for one in subscriptions), 60)
 
 
 async def test_one_that_stalls_costs_the_others_nothing():
@@ -97,7 +89,7 @@ async def test_one_that_stalls_costs_the_others_nothing():
             assert stalled.waiting_bytes == KEYS * (size + 4)
             assert channel.slow == 1
             for transport, client in clients:
-                await until(lambda client=client: len(client.payloads) == len(published))
+                await until(lambda client=client: len(client.payloads) == len(published), 60)
                 assert client.payloads == published
                 transport.disconnect()
                 await transport.wait_disconnected()
@@ -146,7 +138,7 @@ async def test_a_recorded_feed_at_full_speed(feeds):
         port = picows_fast.parse_url(url).port
         with in_c("drain", None, port=port, clients=FEED_CLIENTS, digests=1) as draining:
             await asyncio.to_thread(draining.answer)
-            await until(lambda: len(channel) == FEED_CLIENTS)
+            await until(lambda: len(channel) == FEED_CLIENTS, 60)
             for number, payload in enumerate(payloads):
                 channel.publish(TEXT, payload)
                 if number % 16 == 0:

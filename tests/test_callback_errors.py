@@ -18,7 +18,7 @@ from picows_fast import (
     WSState,
 )
 
-from .peers import TIMEOUT, Contexts, check_end, connected, ended
+from .peers import TIMEOUT, check_end, connected, ended
 from .support import Recorder, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -32,11 +32,6 @@ CALLBACKS = (
     "send_user_specific_ping",
     "is_user_specific_pong",
 )
-
-
-@pytest.fixture(scope="module")
-def tls_contexts(server_tls, client_tls):
-    return Contexts(server_tls, client_tls)
 
 
 # --- Listener methods that raise

@@ -21,15 +21,10 @@ from picows_fast import (
     WSViolation,
 )
 
-from .peers import TIMEOUT, Contexts, check_end, connected, ended
+from .peers import TIMEOUT, check_end, connected, ended
 from .support import Echo, Recorder, raw_client, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
-
-
-@pytest.fixture(scope="module")
-def tls_contexts(server_tls, client_tls):
-    return Contexts(server_tls, client_tls)
 
 
 # --- Causes

@@ -20,8 +20,9 @@ import trustme
 from picows_fast.connecting import deadline, open_connection, parse_proxy_url
 from picows_fast.exceptions import WSInvalidURL, WSProxyError
 from picows_fast.url import WSParsedURL, parse_url
-from tests.proxies import Proxy
-from tests.support import needs_ipv6
+
+from .proxies import Proxy
+from .support import free_port, needs_ipv6, open_descriptors
 
 needs_fd_list = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 
@@ -84,16 +85,6 @@ async def assert_echo(sock: socket.socket) -> None:
             assert piece
             received += piece
         assert received == b"hello"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import itertools
 import re
 import runpy
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from picows_fast.states import TRANSITIONS, WSState
 
 from .commands import Commands, commands_fixture  # noqa: F401
 from .conftest import ROOT
-from .support import Echo, Recorder, serving
+from .support import Echo, Recorder, free_port, serving
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 EXAMPLES = ROOT / "examples"
@@ -268,9 +267,7 @@ async def test_programs_run(commands: Commands, block: Block) -> None:
 @on_one_loop
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.is_server], ids=name)
 async def test_servers_run(commands: Commands, block: Block) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = str(sock.getsockname()[1])
+    port = str(free_port())
     assert PORT in block.text
     command = await commands.start(program=block.text.replace(PORT, port))
     transport, client = await connected(f"ws://127.0.0.1:{port}/")

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,12 @@ import pytest
 from picows_fast import listening
 from picows_fast.listening import Acceptor, open_listening_sockets
 from picows_fast.serving import Server
-from tests.support import needs_ipv6
+
+from .support import needs_ipv6, until
 
 
 async def bind(*args: Any, **options: Any) -> list[socket.socket]:
     return await open_listening_sockets(asyncio.get_running_loop(), *args, **options)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for the condition; a test that waits in vain ends by its own time limit."""
-    while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-        await asyncio.sleep(0.001)
 
 
 class Accepted:

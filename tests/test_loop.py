@@ -127,6 +127,7 @@ def test_without_epoll_there_is_a_stock_loop(monkeypatch):
     monkeypatch.setattr(sys, "platform", "other")
     with pytest.warns(RuntimeWarning, match="epoll"):
         loop = picows_fast.new_event_loop()
+    assert type(selector_of(loop)).__name__ != "LoopSelector"
     loop.close()
 
 

@@ -27,7 +27,7 @@ from picows_fast import (
 from picows_fast.serving import Server
 
 from .peers import TIMEOUT, UPGRADE_REQUEST, Contexts, Peer, connect_socket
-from .support import Recorder, live_timers
+from .support import Recorder, live_timers, until
 from .test_listening import Accepted, bind, connect, serving
 
 # The server object.
@@ -252,14 +252,6 @@ async def start(tls: Contexts | None = None, **options: Any) -> Clients:
     return clients
 
 
-async def within_time(condition: Callable[[], bool]) -> None:
-    async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(wait(), TIMEOUT)
-
-
 on_real_connections = pytest.mark.usefixtures("leaves_nothing")
 
 
@@ -309,7 +301,7 @@ async def test_handshakes_under_way_are_finished(
     if contexts is not None:
         await peer.start_tls()
     await peer.send_bytes(UPGRADE_REQUEST[:-10])
-    await within_time(lambda: clients.server.stats().handshakes == 1)
+    await until(lambda: clients.server.stats().handshakes == 1)
     ending = asyncio.create_task(clients.server.shutdown(code=1012))
     ((transport, _),) = clients.clients
     await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
@@ -329,7 +321,7 @@ async def test_silent_handshakes_have_their_deadline(io_options: dict[str, bool]
     clients = await start(websocket_handshake_timeout=0.1, close_timeout=0.1, **io_options)
     peer = await clients.raw()
     await peer.send_bytes(UPGRADE_REQUEST[:1])
-    await within_time(lambda: clients.server.stats().handshakes == 1)
+    await until(lambda: clients.server.stats().handshakes == 1)
     await asyncio.wait_for(clients.server.shutdown(), TIMEOUT)
     peer.close()
 
@@ -345,7 +337,7 @@ async def test_connections_without_a_request_end_at_once(
         for peer in peers:
             await peer.start_tls()
     await begun.send_bytes(UPGRADE_REQUEST[:-1])
-    await within_time(lambda: clients.server.stats().handshakes == 3)
+    await until(lambda: clients.server.stats().handshakes == 3)
     await asyncio.sleep(0.05)  # until what was sent has been read
     late_request = asyncio.create_task(late.send_bytes(UPGRADE_REQUEST))
     await asyncio.sleep(0)
@@ -371,7 +363,7 @@ async def test_tls_handshakes_under_way_are_finished(
 ) -> None:
     clients = await start(Contexts(server_tls, client_tls), websocket_handshake_timeout=1000)
     peer = await clients.raw()
-    await within_time(lambda: clients.server.stats().handshakes == 1)
+    await until(lambda: clients.server.stats().handshakes == 1)
     ending = asyncio.create_task(clients.server.shutdown())
     await asyncio.sleep(0.05)
     await peer.start_tls()
@@ -390,11 +382,11 @@ async def test_deadlines_of_handshakes() -> None:
     before = len(live_timers(loop))
     started = loop.time()
     opened, first = FakeConnection(server), FakeConnection(server)
+    server.connection_opened(opened)
     await asyncio.sleep(0.05)
     second = FakeConnection(server)
-    server.connection_opened(opened)
     assert len(live_timers(loop)) == before + timer
-    await within_time(lambda: hasattr(second, "timed_out"))
+    await until(lambda: hasattr(second, "timed_out"))
     assert started + 0.09 < first.timed_out < second.timed_out
     assert not hasattr(opened, "timed_out")
     third = FakeConnection(server)
@@ -417,7 +409,7 @@ async def test_a_deadline_that_fails_keeps_the_others() -> None:
     loop.set_exception_handler(lambda loop, context: told.append(context))
     server = Server(loop, await bind("127.0.0.1", 0), Accepted(), handshake_timeout=0.01)
     connections = [Failing(server), FakeConnection(server)]
-    await within_time(lambda: hasattr(connections[1], "timed_out"))
+    await until(lambda: hasattr(connections[1], "timed_out"))
     assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
     for connection in connections:
         server.detach(connection)
@@ -434,7 +426,7 @@ async def test_deadline(io_options: dict[str, bool], caplog: pytest.LogCaptureFi
         await peer.read_head()
     await peers[2].send_bytes(UPGRADE_REQUEST[:-1])
     await clients.connect()
-    await within_time(lambda: clients.server.stats().handshakes == 1)
+    await until(lambda: clients.server.stats().handshakes == 1)
     await asyncio.sleep(0.05)  # until what was sent has been read
     await asyncio.wait_for(clients.server.shutdown(timeout=0.2), TIMEOUT)
     assert clients.server.stats().connections == 0
@@ -481,7 +473,7 @@ async def test_spread_ends_with_the_last_client(io_options: dict[str, bool]) -> 
     clients = await start(**io_options)
     await clients.connect(3)
     ending = asyncio.create_task(clients.server.shutdown(spread=1000))
-    await within_time(lambda: clients.still_open() == 2)
+    await until(lambda: clients.still_open() == 2)
     for transport, _ in clients.clients:
         transport.disconnect()
     await asyncio.wait_for(ending, TIMEOUT)
@@ -494,9 +486,9 @@ async def test_cancelled_shutdown_aborts(
     clients = await start(contexts, **io_options)
     await clients.connect(3)
     peer = await clients.raw()
-    await within_time(lambda: clients.server.stats().handshakes == 1)
+    await until(lambda: clients.server.stats().handshakes == 1)
     ending = asyncio.create_task(clients.server.shutdown(spread=1000))
-    await within_time(lambda: clients.still_open() == 2)
+    await until(lambda: clients.still_open() == 2)
     ending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await ending
@@ -512,7 +504,7 @@ async def test_a_second_call_hurries(io_options: dict[str, bool]) -> None:
     clients = await start(**io_options)
     await clients.connect(3)
     first = asyncio.create_task(clients.server.shutdown(spread=1000))
-    await within_time(lambda: clients.still_open() == 2)
+    await until(lambda: clients.still_open() == 2)
     await asyncio.wait_for(clients.server.shutdown(code=1012), TIMEOUT)
     await asyncio.wait_for(first, TIMEOUT)
     for _, client in clients.clients:
@@ -525,7 +517,7 @@ async def test_a_second_call_hurries(io_options: dict[str, bool]) -> None:
 async def test_shutdown_ends_serve_forever() -> None:
     clients = await start(start_serving=False)
     serving_forever = asyncio.create_task(clients.server.serve_forever())
-    await within_time(clients.server.is_serving)
+    await until(clients.server.is_serving)
     await clients.connect()
     await asyncio.wait_for(clients.server.shutdown(), TIMEOUT)
     with pytest.raises(asyncio.CancelledError):

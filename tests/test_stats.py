@@ -23,15 +23,8 @@ from .support import (
     read_frame,
     server_frame,
     serving,
+    until,
 )
-
-
-async def until(condition):
-    async def wait():
-        while not condition():  # noqa: ASYNC110 - nothing tells of a counter
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(wait(), 20)
 
 
 async def test_frames_both_ways(io_options):

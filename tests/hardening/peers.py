@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,20 +157,6 @@ def set_send_buffer(transport: WSTransport, size: int = 4 * KIB) -> None:
 def waiting(transport: WSTransport) -> int:
     """Bytes that wait in this process for the peer to read."""
     return transport.underlying_transport.get_write_buffer_size()
-
-
-async def settled(condition: Callable[[], Any], timeout: float = 20) -> None:
-    """Wait for something that nobody announces."""
-
-    async def poll() -> None:
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
-
-    await asyncio.wait_for(poll(), timeout)
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 class Memory:

@@ -17,13 +17,12 @@ import picows_fast
 from picows_fast import WSDisconnectCause, WSFrame, WSListener, WSMsgType, WSTransport
 
 from ..frames import BINARY, CLOSE, PING, PONG, TEXT
-from ..support import Recorder, client_frame, raw_server, read_frame, serving
+from ..support import Recorder, client_frame, raw_server, read_frame, serving, until
 from .peers import (
     KIB,
     MIB,
     deaf_client,
     set_send_buffer,
-    settled,
     traced_memory,
     waiting,
 )
@@ -189,7 +188,7 @@ async def test_masking_stays_within_the_payload_that_is_sent(io_options):
             transport.send_reuse_external_bytearray(BINARY, buffer, 14)
             # A bytearray ends with a NUL; what is behind that nobody has a reason to touch.
             assert ctypes.string_at(end + 1, len(canary) - 1) == canary[1:], size
-        await settled(lambda: len(received) == 69)
+        await until(lambda: len(received) == 69)
         transport.disconnect()
         await asyncio.wait_for(transport.wait_disconnected(), 20)
     assert received == [b"p" * size for size in range(1, 70)]
@@ -526,7 +525,7 @@ async def test_memory_of_large_frames_over_tls_is_given_back(
         assert await line() == "ready"
         for listener in listeners:
             listener.transport.send(BINARY, bytes(size))
-            await settled(lambda listener=listener: waiting(listener.transport) == 0)
+            await until(lambda listener=listener: waiting(listener.transport) == 0)
         assert int(await line()) < 200 * KIB
         assert int(await line()) < 400 * KIB
     finally:

@@ -24,8 +24,17 @@ from picows_fast import (
 )
 
 from ..proxies import Proxy
-from ..support import Echo, Recorder, accept_response, raw_server, read_head, serving
-from .peers import needs_descriptor_list, open_descriptors, settled
+from ..support import (
+    Echo,
+    Recorder,
+    accept_response,
+    open_descriptors,
+    raw_server,
+    read_head,
+    serving,
+    until,
+)
+from .peers import needs_descriptor_list
 
 SECRET = "hunter2 at /srv/book.py"
 
@@ -313,12 +322,12 @@ async def test_a_connect_that_fails_before_tls_leaves_nothing_open(
         await transport.wait_disconnected()
         ours = asyncio.current_task()
         # Before Python 3.12, waiting with a timeout is a task of its own.
-        await settled(lambda: asyncio.all_tasks() <= {ours, asyncio.current_task()})
+        await until(lambda: asyncio.all_tasks() <= {ours, asyncio.current_task()})
         baseline = open_descriptors()
         for _ in range(3):
             with pytest.raises(ValueError):
                 await connect(url, ssl_context=client_tls, ssl_session=session, **io_options)
-        await settled(lambda: open_descriptors() <= baseline)
+        await until(lambda: open_descriptors() <= baseline)
 
 
 # --- Giving up
@@ -365,7 +374,7 @@ async def test_a_cancelled_connect_leaves_nothing_open(kind, io_options, server_
         await transport.wait_disconnected()
         ours = asyncio.current_task()
         # Before Python 3.12, waiting with a timeout is a task of its own.
-        await settled(lambda: asyncio.all_tasks() <= {ours, asyncio.current_task()})
+        await until(lambda: asyncio.all_tasks() <= {ours, asyncio.current_task()})
         baseline = open_descriptors()
         turns = 0
         while True:
@@ -381,9 +390,9 @@ async def test_a_cancelled_connect_leaves_nothing_open(kind, io_options, server_
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await settled(lambda: open_descriptors() <= baseline)
+            await until(lambda: open_descriptors() <= baseline)
             turns += 1
-        await settled(lambda: open_descriptors() <= baseline)
+        await until(lambda: open_descriptors() <= baseline)
         assert turns > 2
 
 
@@ -434,7 +443,7 @@ async def test_the_deadline_covers_a_silent_server_or_proxy(place, io_options):
                 Recorder, url, websocket_handshake_timeout=0.1, **options, **io_options
             )
         # The end of the connection that the silent server holds is not ours.
-        await settled(lambda: open_descriptors() <= baseline + 1)
+        await until(lambda: open_descriptors() <= baseline + 1)
 
 
 @needs_descriptor_list

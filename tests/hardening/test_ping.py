@@ -10,8 +10,8 @@ import pytest
 from picows_fast import WSAutoPingStrategy, WSDisconnectCause
 
 from ..frames import CLOSE, PING, PONG, TEXT
-from ..support import Recorder
-from .peers import Peer, settled, waiting
+from ..support import Recorder, until
+from .peers import Peer, waiting
 
 GOING_AWAY = (1001).to_bytes(2, "big")
 
@@ -115,7 +115,7 @@ async def test_auto_ping_goes_on_after_a_measurement_was_given_up(facing_peer, s
         peer.send(peer.frame(PONG, second))
         assert len(await asyncio.wait_for(measurement, 10)) == 1
         async with answering(peer) as answered:
-            await settled(lambda: len(answered) >= 3)
+            await until(lambda: len(answered) >= 3)
         frames = await peer.read_to_end()
         await peer.end()
         await listener.closed()

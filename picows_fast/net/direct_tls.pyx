@@ -340,11 +340,13 @@ cdef class DirectTlsStream(TcpStream):
         if self.backlog_end == 0:
             self.unread_answers = 0
         self.unread_answers += <Py_ssize_t> self.records.filled
-        if self.unread_answers > MAX_UNREAD_ANSWERS and self.found_end is None:
+        self._send_records()
+        # One read may make many. A peer is to blame if they wait for it.
+        if self.unread_answers > MAX_UNREAD_ANSWERS and self.backlog_end and self.found_end is None:
             self.found_end = (
                 StreamEnd.TLS_FAILED, ssl_module.SSLError("the peer asks for key updates and does not read them")
             )
-        return self._send_records()
+        return 0
 
     cdef int _tell_end(self) except -1:
         end, error = self.found_end

@@ -598,6 +598,25 @@ async def test_key_updates_by_a_peer_that_reads(side, io_options, server_tls, cl
 
 
 @pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+async def test_key_updates_that_are_read_at_once(side, io_options, server_tls, client_tls):
+    """Their answers are more than may wait for the peer, but none of them has to."""
+    contexts = Contexts(server_tls, client_tls)
+    async with connected(side, Counter(), contexts=contexts, **io_options) as pair:
+        for _ in range(2):
+            pair.transport.pause_reading()
+            for _ in range(3000):
+                ask_for_key_update(pair.peer.tls)
+                await pair.peer.send_raw(pair.peer.encrypt(pair.peer.frame(PONG)))
+            pair.transport.resume_reading()
+            await pair.peer.send(TEXT, b"are you there")
+            await pair.listener.until(lambda: pair.listener.counts.get(TEXT))
+            pair.listener.counts.clear()
+            pair.transport.send(TEXT, b"still here")
+            assert await asyncio.wait_for(pair.peer.read_frame(), TIMEOUT) == (TEXT, b"still here")
+        await goes_on(pair)
+
+
+@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
 async def test_renegotiation(side, io_options, authority, server_tls, caplog):
     """TLS 1.2 lets a peer begin a handshake anew at any time: a client's wish is refused, a
     server's does not disturb the frames, and one that insists gets no more than the end of the

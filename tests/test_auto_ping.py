@@ -135,12 +135,25 @@ async def test_pong_that_nobody_waits_for_is_delivered(link):
         assert await pair.listener.frame() == (PONG, b"unasked", True)
 
 
+class PausesAtPing(Recorder):
+    """Reads no more when the first PING has gone."""
+
+    has_pinged = False
+
+    def send_user_specific_ping(self, transport):
+        transport.send_ping()
+        if not self.has_pinged:
+            self.has_pinged = True
+            transport.pause_reading()
+
+
 @strategies
 async def test_paused_reading_does_not_kill(link, strategy):
     """The answers may well be there, unread: silence says nothing."""
-    async with link(**pinging(idle=0.02, reply=0.04, strategy=strategy)) as pair:
+    options = pinging(idle=0.02, reply=0.04, strategy=strategy)
+    async with link(PausesAtPing(), **options) as pair:
         assert (await pair.peer.read_frame())[0] == PING
-        pair.transport.pause_reading()
+        assert pair.transport.is_reading_paused
         await pair.peer.send(PONG)
         await asyncio.sleep(0.15)
         assert pair.transport.state == WSState.OPEN

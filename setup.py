@@ -32,13 +32,14 @@ modules = [
     "layers.broadcast",
     "layers.histogram",
 ]
+# POSIX system calls; elsewhere the streams lie on asyncio's transports.
 if sys.platform != "win32":
     modules += [
         "net.poller",
         "net.tcp",
         "net.direct_tls",
-    ]  # POSIX system calls; elsewhere the streams lie on asyncio's transports
-
+    ]
+# epoll and timerfd.
 if sys.platform == "linux":
     modules.append("loop.selector")
 
@@ -48,6 +49,7 @@ if FUZZ or COVERAGE:
 if SANITIZE:
     names.append("tests.planted")
 
+# -g1 names lines in backtraces and profiles; the wheels for Linux are stripped of it.
 compile_args = [] if sys.platform == "win32" else ["-O3", "-g1"]
 link_args: list[str] = []
 macros: list[tuple[str, str | None]] = []

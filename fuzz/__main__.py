@@ -111,8 +111,8 @@ def command(target: str, copy: Path) -> tuple[list[str], Mapping[str, str]]:
         **os.environ,
         "ASAN_OPTIONS": SANITIZER_OPTIONS,
         "LD_PRELOAD": str(runtime()),
-        # A block of its own for every object shows more, and costs too much where all is Python.
-        "PYTHONMALLOC": "pymalloc" if target == "handshake" else "malloc",
+        # A block of its own for every object: what is read or written beside it is noticed.
+        "PYTHONMALLOC": "malloc",
         "PYTHONPATH": str(copy),
     }
     return [sys.executable, "-m", "fuzz.engine", target], environment

@@ -28,7 +28,9 @@ from .__main__ import BUILD, ROOT, TARGETS, copy_sources
 
 COPY = BUILD / "lines"
 WIRE = ("picows_fast/wire/frame.h", "picows_fast/wire/mask.h", "picows_fast/wire/utf8.h")
-CYTHON = ("picows_fast/codec.pyx", "picows_fast/layers/messages.pyx")
+CYTHON = (
+    "picows_fast/codec.pyx", "picows_fast/layers/messages.pyx", "picows_fast/upgrade_request.pyx",
+)  # fmt: skip
 PURE = (
     "picows_fast/handshake.py", "picows_fast/http_messages.py", "picows_fast/url.py",
     "picows_fast/origins.py",

@@ -91,7 +91,9 @@ class Process:
     """A process that speaks JSON lines."""
 
     def __init__(self, command: list[str], core: int | None) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        # Of our path no more than that: found elsewhere, the same modules leave another heap behind.
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
         with pinned(core):
             self._process = subprocess.Popen(
                 command,

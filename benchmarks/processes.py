@@ -91,7 +91,7 @@ class Process:
     """A process that speaks JSON lines."""
 
     def __init__(self, command: list[str], core: int | None) -> None:
-        # Of our path no more than that: found elsewhere, the same modules leave another heap behind.
+        # No more of our path than that: found elsewhere, the same modules leave another heap.
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
         with pinned(core):

@@ -13,10 +13,11 @@ from typing import Any
 
 from . import slices
 from .measuring import Case, Measure, Session, Settings, contestants
-from .peers import CALLBACKS, REFERENCE, STREAMS
+from .peers import BARE, CALLBACKS, REFERENCE, STREAMS
 from .processes import cores, in_c, in_python
 
 SIZES = (256, 8192, 102_400, 1_048_576)
+BARE_SIZE = 102_400  # bytes; the kernel takes such messages as a whole
 LOOPS = ("uvloop", "asyncio", "own")  # "own": ours on picows_fast.loop, peers on uvloop
 
 
@@ -74,6 +75,8 @@ def cases(settings: Settings) -> Iterator[Case]:
                     names = [*CALLBACKS]
                     if (listener, code) == ("cython", "best"):
                         names.append(REFERENCE)
+                        if not tls and size <= BARE_SIZE:
+                            names.append(BARE)
                     if (listener, code) == ("python", "best"):
                         names.extend(STREAMS)
                     labels = {

@@ -45,7 +45,7 @@ from benchmarks.measuring import (
     contestants,
     run,
 )
-from benchmarks.peers import CALLBACKS, REFERENCE, STREAMS
+from benchmarks.peers import BARE, CALLBACKS, REFERENCE, STREAMS
 from benchmarks.peers.callbacks import cython_listeners
 from benchmarks.processes import CERTIFICATE, ROOT, in_c, in_python
 from picows_fast import WSMsgType, ws_connect, ws_create_server
@@ -166,6 +166,13 @@ async def test_reference_says_what_is_wrong() -> None:
 def test_roundtrip(library: str, tls: bool) -> None:
     with roundtrip.pair(library, 300, tls, "asyncio", "python", "best", SECONDS) as measure:
         assert all(measure() > 0 for _ in range(3))
+
+
+@in_cython
+@pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536, roundtrip.BARE_SIZE])
+def test_roundtrip_of_a_bare_callback(size: int) -> None:
+    with roundtrip.pair(BARE, size, False, "uvloop", "cython", "best", SECONDS) as measure:
+        assert all(measure() > 0 for _ in range(2))
 
 
 @in_cython

@@ -1,20 +1,22 @@
 """The libraries under test, each behind the same few calls.
 
 `callbacks` is for picows_fast and picows, whose API is the same; `streams` for those whose users
-await messages. Imported in worker processes only; `peer` is how they get one.
+await messages; `bare` for none, to see what the event loop takes. Imported in worker processes
+only; `peer` is how they get one.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..measuring import UnavailableError
 
 CALLBACKS = ("picows_fast", "picows")
 STREAMS = ("picows.websockets", "websockets", "aiohttp")
 REFERENCE = "C"
+BARE = "bare callback"
 
 
 class Server(Protocol):
@@ -79,6 +81,10 @@ def peer(specification: dict[str, Any]) -> Peer:
             return CallbackPeer(
                 name, specification.get("listener", "python"), specification.get("code", "best")
             )
+        if name == BARE:
+            from .bare import BarePeer
+
+            return cast(Peer, BarePeer())
         from .streams import AiohttpPeer, WebsocketsPeer
 
         return AiohttpPeer() if name == "aiohttp" else WebsocketsPeer(name)

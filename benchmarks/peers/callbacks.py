@@ -9,21 +9,17 @@ The Cython listeners are in listeners.pyx.in, for both.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
-import os
 import ssl
-import subprocess
 import sys
-import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from ..measuring import OURS
-from ..processes import BUILT
 from ..slices import alarm
+from .extension import built
 
 # library -> module to cimport
 CIMPORTED = {"picows_fast": "picows_fast.core", "picows": "picows.picows"}
@@ -31,45 +27,11 @@ MAX_FRAME_SIZE = 2**25  # bytes; above every size that is measured
 SOURCE = Path(__file__).with_name("listeners.pyx.in")
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No other process is in here with the same file, where there are such locks."""
-    with path.open("w") as file:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def cython_listeners(library: str) -> Any:
     """Build the Cython listeners for a library, if they are older than it, and import them."""
-    name = f"listeners_{library}"
-    folder = BUILT / str(sys.implementation.cache_tag)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f"{name}.lock"):
-        source = SOURCE.read_text().replace("@MODULE@", CIMPORTED[library])
-        target = folder / f"{name}.pyx"
-        built = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        module = importlib.import_module(CIMPORTED[library])
-        is_fresh = (
-            built.exists()
-            and target.exists()
-            and target.read_text() == source
-            and built.stat().st_mtime > Path(str(module.__file__)).stat().st_mtime
-        )
-        if not is_fresh:
-            target.write_text(source)
-            cythonize = "from Cython.Build.Cythonize import main; main()"
-            subprocess.run(
-                [sys.executable, "-c", cythonize, "-i", "-f", "-q", target.name],
-                cwd=folder,
-                check=True,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-    sys.path.insert(0, str(folder))
-    return importlib.import_module(name)
+    module = importlib.import_module(CIMPORTED[library])
+    source = SOURCE.read_text().replace("@MODULE@", CIMPORTED[library])
+    return built(f"listeners_{library}", source, Path(str(module.__file__)).stat().st_mtime)
 
 
 def python_listeners(library: str) -> Any:

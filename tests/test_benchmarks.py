@@ -45,8 +45,9 @@ from benchmarks.measuring import (
     contestants,
     run,
 )
-from benchmarks.peers import BARE, CALLBACKS, REFERENCE, STREAMS
+from benchmarks.peers import BARE, CALLBACKS, REFERENCE, STREAMS, bare
 from benchmarks.peers.callbacks import cython_listeners
+from benchmarks.peers.extension import built
 from benchmarks.processes import CERTIFICATE, ROOT, in_c, in_python
 from picows_fast import WSMsgType, ws_connect, ws_create_server
 
@@ -79,6 +80,7 @@ def built_listeners() -> None:
     """A worker would compile them while somebody waits for its first answer."""
     for library in CALLBACKS:
         cython_listeners(library)
+    built("bare", bare.SOURCE.read_text())
 
 
 in_cython = pytest.mark.usefixtures("built_listeners")

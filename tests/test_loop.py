@@ -262,6 +262,9 @@ def test_signals(run):
 
 
 def test_a_signal_handler_that_raises_ends_the_loop(run):
+    if sys.gettrace():
+        pytest.skip("it may run, and raise, in what traces the lines")
+
     class RaisedError(Exception):
         pass
 

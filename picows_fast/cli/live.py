@@ -6,6 +6,7 @@ Knows nothing of WebSocket or asyncio.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import TextIO
 
 from picows_fast.layers.histogram import LatencyHistogram
@@ -15,23 +16,24 @@ def format_duration(nanoseconds: int) -> str:
     """Three digits and the unit that fits: 850 ns, 85.2 us, 1.24 ms, 2.10 s."""
     if nanoseconds < 1_000:
         return f"{nanoseconds} ns"
-    return _scaled(nanoseconds / 1_000, "us", "ms", "s")
+    return _scaled(nanoseconds / 1_000, ("us", "ms", "s"))
 
 
 def format_bytes(count: float) -> str:
     """Three digits and a decimal unit: 512 B, 4.91 MB."""
     if count < 999.5:
         return f"{count:.0f} B"
-    return _scaled(count / 1_000, "kB", "MB", "GB")
+    return _scaled(count / 1_000, ("kB", "MB", "GB"))
 
 
-def _scaled(value: float, *units: str) -> str:
+def _scaled(value: float, units: Sequence[str]) -> str:
     """Three digits of a value that is in the first unit, a thousand of which are the next one."""
-    while value >= 999.5 and len(units) > 1:
+    steps = 0
+    while value >= 999.5 and steps < len(units) - 1:
         value /= 1_000
-        units = units[1:]
+        steps += 1
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:,.{digits}f} {units[0]}"
+    return f"{value:,.{digits}f} {units[steps]}"
 
 
 def format_latency(histogram: LatencyHistogram) -> str:

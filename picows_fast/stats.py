@@ -89,4 +89,5 @@ class TransportStats:
     """When the opening handshake was done, Unix time in nanoseconds; None before."""
     last_received_at_ns: int | None
     """When bytes came last, Unix time in nanoseconds: by the operating system's account, to some
-    milliseconds, on TCP and Linux; elsewhere with auto-ping only. None if it is not known."""
+    milliseconds, on TCP and Linux; elsewhere with auto-ping only, as after the end of a connection
+    over a transport of the loop's. None if it is not known."""

@@ -6,11 +6,12 @@ error names the parameter. What a setting does is carried out elsewhere: this mo
 nothing of the package but the syntax of origins, does no I/O and knows no event loop.
 
 Each field is declared by ``setting``, which keeps the check, the unit and the text in the field's
-metadata. Rules that concern two settings at once stand in ``__post_init__``.
-"""
+metadata. Rules that concern two settings at once stand in ``_check_combinations``.
 
-# A setting's default is immutable, so that sharing it between objects is safe.
-# ruff: noqa: RUF009
+The classes are dataclasses in that ``dataclasses.fields`` and ``dataclasses.replace`` know their
+settings. Their methods are ``_Settings``', written once: what ``dataclass`` would generate for each
+of them, with some fifty parameters, takes longer to compile than the rest of the package to import.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +20,14 @@ import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import Field, FrozenInstanceError, dataclass, field, fields
 from ssl import SSLContext, SSLSession
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from .origins import OriginPolicy
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
 
 __all__ = [
     "KIB",
@@ -33,7 +37,6 @@ __all__ = [
     "ClientOptions",
     "ConnectionOptions",
     "ServerOptions",
-    "describe_options",
     "resolve_logger",
 ]
 
@@ -234,8 +237,66 @@ def _other_default(name: str, default: T) -> T:
     return declared
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConnectionOptions:
+class _Settings:
+    """What objects with settings do: take them by keyword, check them, never change.
+
+    An object holds what it was given. What it was not is its class's attribute: the default.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init__(self, **given: Any) -> None:
+        for name, value in given.items():
+            declared = self.__dataclass_fields__.get(name)
+            if declared is None:
+                raise TypeError(
+                    f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
+                )
+            if value is not declared.default:
+                declared.metadata["check"](name, value)
+                self.__dict__[name] = value
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Raise ValueError for settings that do not go together."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Settings) or type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{declared.name}={getattr(self, declared.name)!r}"
+            for declared in fields(self)
+            if declared.repr
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+if TYPE_CHECKING:
+
+    @dataclass_transform(kw_only_default=True, frozen_default=True)
+    def _settings(cls: type[T]) -> type[T]: ...
+
+else:
+    _settings = dataclass(kw_only=True, init=False, repr=False, eq=False)
+
+
+@_settings
+class ConnectionOptions(_Settings):
     """Settings that both sides have."""
 
     disconnect_on_exception: bool = setting(
@@ -417,9 +478,7 @@ class ConnectionOptions:
         unit="seconds",
     )
 
-    def __post_init__(self) -> None:
-        for declared in fields(self):
-            declared.metadata["check"](declared.name, getattr(self, declared.name))
+    def _check_combinations(self) -> None:
         if self.write_low_watermark > self.write_high_watermark:
             raise ValueError(
                 f"write_low_watermark must not exceed write_high_watermark "
@@ -434,7 +493,7 @@ class ConnectionOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@_settings
 class ClientOptions(ConnectionOptions):
     """Settings of ``ws_connect``."""
 
@@ -530,8 +589,8 @@ class ClientOptions(ConnectionOptions):
         "8305 4). None: 1 with happy_eyeballs_delay, else addresses are not reordered.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
         if self.sock is not None and self.socket_factory is not None:
             raise ValueError("sock and socket_factory must not be used together")
         if self.sock is not None and self.local_addr is not None:
@@ -541,10 +600,10 @@ class ClientOptions(ConnectionOptions):
                 raise ValueError(f"unix_path and {other} must not be used together")
         if self.extra_headers is not None:
             # A redirect sends them again: an iterator would be empty then.
-            object.__setattr__(self, "extra_headers", _header_pairs(self.extra_headers))
+            self.__dict__["extra_headers"] = _header_pairs(self.extra_headers)
 
 
-@dataclass(frozen=True, kw_only=True)
+@_settings
 class ServerOptions(ConnectionOptions):
     """Settings of ``ws_create_server``."""
 
@@ -623,8 +682,8 @@ class ServerOptions(ConnectionOptions):
         "serve_forever begins it.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
         if self.sock is not None and self.unix_path is not None:
             raise ValueError("sock and unix_path must not be used together")
         if self.max_pending_handshakes is not None and self.websocket_handshake_timeout is None:
@@ -657,16 +716,3 @@ def resolve_logger(logger_name: str | Any | None, default_suffix: str) -> Any:
     if isinstance(logger_name, str):
         return logging.getLogger(f"{_ROOT_LOGGER}.{logger_name}")
     return logger_name
-
-
-def describe_options(options: type[ConnectionOptions]) -> str:
-    """Return the documentation of every setting of a class, one paragraph each, for a docstring."""
-    paragraphs = []
-    for declared in fields(options):
-        default = repr(declared.default) if declared.default is not MISSING else "required"
-        unit = f" {declared.metadata['unit']}" if declared.metadata["unit"] else ""
-        shown_unit = unit if declared.default is not None else (f",{unit}" if unit else "")
-        paragraphs.append(
-            f"``{declared.name}`` (default {default}{shown_unit})\n    {declared.metadata['doc']}"
-        )
-    return "\n".join(paragraphs)

@@ -13,7 +13,6 @@ Where that cannot be had with certainty (:data:`AVAILABLE` is False, or :meth:`D
 
 import ssl as ssl_module
 import sys
-import sysconfig
 
 from libc.errno cimport errno
 from libc.limits cimport INT_MAX
@@ -61,6 +60,17 @@ cdef extern from "records.h":
     void pf_records_detach(const pf_openssl *library, void *bio, pf_records *records)
 
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define PF_FREE_THREADED 1
+    #else
+    #define PF_FREE_THREADED 0
+    #endif
+    """
+    enum:
+        PF_FREE_THREADED
+
 cdef extern from "stamped_source.h":
     void *pf_source_attach(const pf_openssl *library, void *handle, pf_source *source)
     void pf_source_detach(const pf_openssl *library, void *bio)
@@ -89,7 +99,7 @@ cdef object _maker = object()
 
 def _is_available():
     """Whether the ssl module's OpenSSL was found and is laid out as expected; tried on an object of its own."""
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.implementation.name != "cpython" or PF_FREE_THREADED:
         return False
     try:
         import _ssl
@@ -98,8 +108,9 @@ def _is_available():
         return False        # built in, or not there
     if pf_openssl_load(&openssl, path) != 0 or openssl.OpenSSL_version_num() != ssl_module.OPENSSL_VERSION_NUMBER:
         return False
-    context = ssl_module.SSLContext(ssl_module.PROTOCOL_TLS_CLIENT)
-    tls = context.wrap_bio(ssl_module.MemoryBIO(), ssl_module.MemoryBIO(), server_hostname="localhost")
+    # A server's object needs no host name, for which idna would be imported.
+    context = ssl_module.SSLContext(ssl_module.PROTOCOL_TLS_SERVER)
+    tls = context.wrap_bio(ssl_module.MemoryBIO(), ssl_module.MemoryBIO(), server_side=True)
     return pf_ssl_of(&openssl, tls._sslobj, context) != NULL
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 import runpy
 import signal
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 import trustme
 
@@ -22,6 +25,7 @@ import picows_fast
 from .cython_build import build, load, user_sources
 from .peers import Contexts, connected
 from .support import nothing_left_behind
+from .thoroughness import left_out_of_part
 
 try:
     import uvloop
@@ -58,10 +62,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="default",
         help="loop: every connection goes over a transport of the event loop's, as on Windows",
     )
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="all combinations of parameters and all that is generated, of which a part is enough"
+        " for a change: see tests/thoroughness.py",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: about connections that own their descriptor")
+    hypothesis.settings.load_profile("thorough" if config.getoption("--thorough") else "part")
     if config.getoption("--transport") == "loop":
         folder = Path(__file__).parent / "loop_transport"
         sys.path.insert(0, str(folder))
@@ -76,6 +87,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("native"):
                 item.add_marker(skip)
+    # A test that is named with its parameters is run.
+    if not config.getoption("--thorough") and not any("[" in name for name in config.args):
+        left_out = left_out_of_part(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_asyncio_loop_factories(
@@ -90,6 +106,14 @@ def pytest_asyncio_loop_factories(
     if sys.platform == "linux" and ON_OUR_LOOP & {item.path.stem, item.path.parent.name}:
         factories["picows_fast"] = picows_fast.new_event_loop
     return factories
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """What is there before a module's tests is left out of their garbage collections: thousands of
+    collected tests, and whatever other modules' have left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=[False, True], ids=["native", "loop-transport"])
@@ -176,11 +200,33 @@ def feeds() -> Path:
 
 
 @pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether a test that has numbers to choose is to choose the large ones."""
+    return bool(request.config.getoption("--thorough"))
+
+
+@pytest.fixture(scope="session")
 def cython_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder outside of the project in which the modules of tests/cython_user are built."""
-    folder = tmp_path_factory.mktemp("third_party")
-    result = build(folder, user_sources())
-    assert result.returncode == 0, result.stdout
+    """A folder outside of the project in which the modules of tests/cython_user are built.
+
+    Of the processes that share the tests (pytest-xdist), the first that asks for it builds.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, output = shared / "third_party", shared / "third_party.txt"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not output.exists():
+            time.sleep(0.1)
+        assert output.read_text() == "", "what another process has built"
+    else:
+        result = build(folder, user_sources())
+        said = result.stdout if result.returncode else ""
+        (shared / "third_party.new").write_text(said)
+        (shared / "third_party.new").rename(output)
+        assert said == ""
     return folder
 
 

@@ -11,10 +11,13 @@ import pytest
 from cryptography import x509
 from websockets.asyncio.client import connect as websockets_connect
 
+from picows_fast.cli import main
+
 from .commands import (  # noqa: F401
     CERTIFICATE,
     LOOPS,
     Commands,
+    Result,
     commands_fixture,
     echo,
     one_line,
@@ -28,9 +31,17 @@ from .commands import (  # noqa: F401
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> Result:
+    """Run a command that does not get as far as to do anything, in this process."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert isinstance(caught.value.code, int)
+    return Result(caught.value.code, *capsys.readouterr())
+
+
 @pytest.mark.parametrize("command", [None, "demo", "connect", "record", "replay"])
-async def test_help_has_examples(commands: Commands, command: str | None) -> None:
-    result = await commands.run(*filter(None, [command]), "--help")
+async def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str | None) -> None:
+    result = refused(capsys, *filter(None, [command]), "--help")
     assert result.code == 0
     assert "examples:" in result.out
     assert f"python -m picows_fast {command or 'demo'}" in result.out
@@ -62,11 +73,19 @@ async def test_help_has_examples(commands: Commands, command: str | None) -> Non
         (["replay", "x", "--speed", "inf"], "--speed"),
     ],
 )
-async def test_bad_arguments(commands: Commands, arguments: list[str], reason: str) -> None:
-    result = await commands.run(*arguments)
+async def test_bad_arguments(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    result = refused(capsys, *arguments)
     assert result.code == 2
     assert result.out == ""
     assert reason in result.err.splitlines()[-1]
+
+
+async def test_the_module_is_run_as_a_command(commands: Commands) -> None:
+    result = await commands.run("trade")
+    assert (result.code, result.out) == (2, "")
+    assert "invalid choice" in result.err
 
 
 async def test_uvloop_that_is_not_installed(commands: Commands) -> None:

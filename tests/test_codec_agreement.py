@@ -201,10 +201,10 @@ DIRECTIONS = pytest.mark.parametrize("to_client", [True, False], ids=["to client
 
 
 @DIRECTIONS
-@settings(agree, max_examples=5000)
+@agree
 @given(frames=sequences(), places=cuts)
 def test_legal_sequences(to_client, frames, places):
-    """Each reads what the other encodes; 5,000 sequences in each direction."""
+    """Each reads what the other encodes; with --thorough 5,000 sequences in each direction."""
     built = b"".join(
         build_frame(kind, payload, fin=fin, mask=not to_client) for kind, payload, fin in frames
     )
@@ -263,7 +263,7 @@ def assert_same_verdict(to_client: bool, data: bytes, places: list[int]) -> None
 
 
 @DIRECTIONS
-@settings(agree, max_examples=1500)
+@agree
 @given(frames=sequences(), damage=damages, places=cuts)
 def test_damaged_streams(to_client, frames, damage, places):
     data = b"".join(encode(*frame, key=None if to_client else KEY) for frame in frames)
@@ -271,7 +271,7 @@ def test_damaged_streams(to_client, frames, damage, places):
 
 
 @DIRECTIONS
-@settings(agree, max_examples=1500)
+@agree
 @given(
     heads=st.lists(
         st.tuples(

@@ -16,8 +16,9 @@ import pytest
 import picows_fast
 from picows_fast import WSListener, WSMsgType
 
+from .. import needs
 from ..support import serving
-from .checks import KIB, MIB, Leftovers, needs_descriptor_list, resident_bytes
+from .checks import KIB, MIB, Leftovers, resident_bytes
 
 try:
     import resource
@@ -25,7 +26,7 @@ except ImportError:
     resource = None
 
 pytestmark = [
-    needs_descriptor_list,
+    needs.descriptor_list,
     pytest.mark.skipif(not resident_bytes(), reason="needs /proc/self/statm"),
 ]
 
@@ -52,6 +53,13 @@ def descriptors(number):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def fewer(request, thorough):
+    """What the numbers are divided by: asyncio's loop opens all of them, others would take as long
+    again."""
+    return 1 if thorough or "[asyncio" in request.node.name else 5
 
 
 class Answering(WSListener):
@@ -109,12 +117,9 @@ async def one_after_another(number, url, **options):
 @pytest.mark.parametrize(
     ("number", "is_tls"), [(10_000, False), (1_000, True)], ids=["10000 plain", "1000 tls"]
 )
-async def test_connections_one_after_another(request, number, is_tls, server_tls, client_tls):
-    """At most 16 MiB more than after the first 5 %, and no task, timer or descriptor. A fifth of
-    them on other loops than asyncio's own, which would take as long again.
-    """
-    if "[asyncio" not in request.node.name:
-        number //= 5
+async def test_connections_one_after_another(fewer, number, is_tls, server_tls, client_tls):
+    """At most 16 MiB more than after the first 5 %, and no task, timer or descriptor."""
+    number //= fewer
     leftovers = Leftovers()
     async with serving(lambda request: Answering(), tls=server_tls if is_tls else None) as url:
         await one_after_another(number // 20, url, ssl_context=client_tls)
@@ -133,9 +138,10 @@ async def test_connections_one_after_another(request, number, is_tls, server_tls
     [(5_000, False, PLAIN_PAIR), (500, True, TLS_PAIR)],
     ids=["5000 plain", "500 tls"],
 )
-async def test_connections_at_once(request, number, is_tls, bound, server_tls, client_tls):
+async def test_connections_at_once(request, fewer, number, is_tls, bound, server_tls, client_tls):
     """All work, each takes no more than its bound, and when they are gone, their memory serves the
     next ones: the same number once more leaves nothing more behind."""
+    number //= fewer
     if bound == PLAIN_PAIR and request.config.getoption("--transport") == "loop":
         bound = PLAIN_LOOP_PAIR
     with descriptors(2 * number):

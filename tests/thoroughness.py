@@ -1,0 +1,59 @@
+"""What of the whole suite is run for a change; `--thorough` runs all of it.
+
+As far as is known, what is left out would find nothing that the rest does not:
+
+* A test that has values of its own beside the event loop, the stream and the side which is ours
+  runs each value on one of the sides for each loop and stream, and the next value on the other. So
+  every combination of the three is run, with half of the values.
+* The event loop's own transports on picows_fast's loop, but in test_core.py: they are asyncio's,
+  tested on asyncio's loop here, and on ours by CPython's own tests (test_loop_asyncio.py).
+* Of generated streams that the codec and an independent parser read, 400 are made for 5,000.
+* Builds of the C headers with sanitizers go through every thirteenth sequence of three bytes; the
+  others through all of them.
+* Loops other than asyncio's open a fifth of the connections of test_scale.py.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("thorough", max_examples=5000)
+hypothesis.settings.register_profile("part", max_examples=400)
+
+LOOP = "_asyncio_loop_factory"
+SIDES = ("side", "our_side")
+STREAMS = ("link", "io_options", "contexts", "tls", "tls_contexts", "transmission")
+ON_EVERY_STREAM = "test_core"
+
+
+def runs_on_a_foreign_transport_of_our_loop(item: pytest.Function) -> bool:
+    return item.callspec.id.startswith("picows_fast-") and "loop-transport" in item.callspec.id
+
+
+def left_out_of_part(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """The tests that only a thorough run has."""
+    places: collections.Counter[tuple[object, ...]] = collections.Counter()
+    chosen: dict[pytest.Item, tuple[tuple[object, ...], bool]] = {}
+    left_out: set[pytest.Item] = set()
+    for item in items:
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            continue
+        if item.path.stem != ON_EVERY_STREAM and runs_on_a_foreign_transport_of_our_loop(item):
+            left_out.add(item)
+            continue
+        indices = item.callspec.indices
+        if not any(name in indices for name in SIDES):
+            continue
+        axes = [indices.get(name, 0) for name in (LOOP, *STREAMS, *SIDES)]
+        combination = (item.parent, item.originalname, *axes)
+        chosen[item] = combination, (places[combination] + sum(axes)) % 2 == 0
+        places[combination] += 1
+    return left_out | {
+        item
+        for item, (combination, is_its_turn) in chosen.items()
+        if places[combination] > 1 and not is_its_turn
+    }

@@ -12,8 +12,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import pytest
-
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
@@ -253,18 +251,6 @@ def free_port() -> int:
 def open_descriptors() -> int:
     """How many this process has, by /proc/self/fd."""
     return len(os.listdir("/proc/self/fd"))
-
-
-def _has_ipv6_loopback() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6_loopback(), reason="needs ::1")
 
 
 def open_sockets() -> set[str]:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import shutil
 import ssl
 import subprocess
@@ -51,18 +50,15 @@ from benchmarks.peers.extension import built
 from benchmarks.processes import CERTIFICATE, ROOT, in_c, in_python
 from picows_fast import WSMsgType, ws_connect, ws_create_server
 
+from . import needs
 from .support import Echo, Recorder
 
 LIBRARIES = (*CALLBACKS, *STREAMS)
 SECONDS = 0.02
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="the C reference is for Linux"),
-    pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler"),
-    pytest.mark.skipif(
-        os.environ.get("PICOWS_FAST_SANITIZE") == "1",
-        reason="other libraries and valgrind for the most part, and sanitizers cannot run in it",
-    ),
+    needs.c_reference,
+    needs.no_sanitizers("other libraries and valgrind for the most part, which cannot run them"),
 ]
 # The loop that matters is the worker's.
 on_one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -440,7 +436,6 @@ def test_command_lists_cases() -> None:
 
 
 def test_plots(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     machine = {"cpu": "a CPU", "python": "3.13", "versions": {"picows": "2.3.1"}}
     labels = {"tls": "plain", "loop": "uvloop", "listener": "cython", "code": "best", "size": "256"}
     rows = [

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import functools
 import gc
-import os
-import shutil
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from picows_fast import WSCloseCode, WSListener, WSMsgType
 from picows_fast.cli.feedfile import read_feed
 from picows_fast.layers.broadcast import Channel, SlowConsumer, Subscription
 
+from . import needs
 from .peers import SYSTEM_HOLDS, connected
 from .support import serving, until
 
@@ -121,11 +119,8 @@ def recorded(path: Path) -> tuple[list[bytes], str]:
     return payloads, fnv_1a(b"".join(frames))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the clients are the C reference, for Linux")
-@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
-@pytest.mark.skipif(
-    os.environ.get("PICOWS_FAST_SANITIZE") == "1", reason="500 clients are a matter of time"
-)
+@needs.c_reference
+@needs.no_sanitizers("500 clients are a matter of time")
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_a_recorded_feed_at_full_speed(feeds):
     path = feeds / "kraken.jsonl.gz"

@@ -13,19 +13,15 @@ from picows_fast.cli.plot import check_plot, draw_latency
 from picows_fast.cli.runtime import CommandError
 from picows_fast.layers.histogram import LatencyHistogram
 
+from . import needs
 from .commands import Commands, commands_fixture, echo, one_line, server  # noqa: F401
 
 # The event loop that matters is the command's, chosen by --loop.
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 
-@pytest.fixture
-def matplotlib() -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-
-
 @pytest.mark.native
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux notes when data comes")
+@needs.arrival_times
 async def test_connect_tells_its_figures(commands: Commands) -> None:
     async with server(echo) as url:
         result = await commands.run("connect", url, stdin=b"a\nbc\n" * 50)
@@ -37,7 +33,7 @@ async def test_connect_tells_its_figures(commands: Commands) -> None:
     assert re.search(r"^\* from the kernel to this program: p50 .* p99 .* max ", result.err, re.M)
 
 
-async def test_connect_draws(commands: Commands, matplotlib: None, tmp_path: Path) -> None:
+async def test_connect_draws(commands: Commands, tmp_path: Path) -> None:
     path = tmp_path / "latency.svg"
     async with server(echo) as url:
         result = await commands.run("connect", url, "--plot", str(path), stdin=b"a\n" * 100)
@@ -48,7 +44,7 @@ async def test_connect_draws(commands: Commands, matplotlib: None, tmp_path: Pat
     assert not drawn or "<svg" in path.read_text()
 
 
-async def test_demo_draws(commands: Commands, matplotlib: None, tmp_path: Path) -> None:
+async def test_demo_draws(commands: Commands, tmp_path: Path) -> None:
     path = tmp_path / "latency.png"
     result = await commands.run("demo", "--seconds", "0.3", "--plot", str(path))
     assert result.code == 0, result.err
@@ -77,14 +73,14 @@ async def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     check_plot(None)
 
 
-async def test_nothing_to_draw(matplotlib: None, tmp_path: Path) -> None:
+async def test_nothing_to_draw(tmp_path: Path) -> None:
     path = tmp_path / "latency.svg"
     assert not draw_latency(path, {"none": LatencyHistogram()}, "title")
     assert not path.exists()
 
 
 @pytest.mark.parametrize("values", [[0], [0, 5], [3_600_000_000_000] * 3], ids=["0", "0, 5", "h"])
-async def test_odd_distributions(matplotlib: None, tmp_path: Path, values: list[int]) -> None:
+async def test_odd_distributions(tmp_path: Path, values: list[int]) -> None:
     histogram = LatencyHistogram()
     for value in values:
         histogram.record(value)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 
+import picows
 import pytest
 
 import picows_fast
-
-picows = pytest.importorskip("picows")
 
 CLASSES = sorted(
     name

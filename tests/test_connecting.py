@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 import ssl
 import sys
@@ -21,10 +20,9 @@ from picows_fast.connecting import deadline, open_connection, parse_proxy_url
 from picows_fast.exceptions import WSInvalidURL, WSProxyError
 from picows_fast.url import WSParsedURL, parse_url
 
+from . import needs
 from .proxies import Proxy
-from .support import free_port, needs_ipv6, open_descriptors
-
-needs_fd_list = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+from .support import free_port, open_descriptors
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -108,7 +106,7 @@ async def test_tcp() -> None:
         await assert_echo(sock)
 
 
-@needs_ipv6
+@needs.ipv6
 async def test_tcp_over_ipv6() -> None:
     async with echo_server("::1") as port:
         sock = await connect(f"ws://[::1]:{port}/")
@@ -384,7 +382,7 @@ async def test_proxy_resolves_the_target(scheme: str, kind: str, pieces: bool) -
         assert proxy.requests == [("exchange.test", port)]
 
 
-@needs_ipv6
+@needs.ipv6
 @pytest.mark.parametrize("kind", ["http", "socks5"])
 async def test_proxy_and_target_over_ipv6(kind: str) -> None:
     async with echo_server("::1") as port, Proxy(kind, host="::1") as proxy:
@@ -632,7 +630,7 @@ async def assert_nothing_stays_open(start: Callable[[], Awaitable[Any]]) -> int:
         cancelled += 1
 
 
-@needs_fd_list
+@needs.descriptor_list
 @pytest.mark.parametrize("kind", ["direct", "factory", "https", *KINDS])
 async def test_cancelled_at_any_await(kind: str, contexts: Any) -> None:
     names = {"exchange.test": "127.0.0.1"}
@@ -672,7 +670,7 @@ async def connect_and_drop(url: WSParsedURL, options: dict[str, Any]) -> None:
     await asyncio.sleep(0.05)
 
 
-@needs_fd_list
+@needs.descriptor_list
 @pytest.mark.parametrize("kind", ["https", *KINDS])
 async def test_deadline_over_a_silent_proxy(kind: str, contexts: Any) -> None:
     loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import picows
 import pytest
 
 import picows_fast.cli
@@ -78,7 +79,6 @@ def between(page: Path, marker: str) -> str:
 
 
 def test_every_name_of_picows_is_in_its_page() -> None:
-    picows = pytest.importorskip("picows")
     page = (ROOT / "docs" / "coming-from-picows.md").read_text(encoding="utf-8")
     names = set(picows.__all__)
     for cls in (

@@ -17,6 +17,7 @@ import trustme
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
+from . import needs
 from .commands import ENVIRONMENT, Command, Commands, Result, commands_fixture  # noqa: F401
 from .conftest import ROOT
 from .support import Recorder, raw_client, read_frame, serving
@@ -292,7 +293,7 @@ async def test_servers_end_in_order_on_sigterm(examples: Examples, name: str) ->
     succeeded(await command.finish())
 
 
-@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs SO_REUSEPORT")
+@needs.reuse_port
 async def test_several_processes(examples: Examples) -> None:
     command = await examples.start("several_processes.py", 0, 2)
 

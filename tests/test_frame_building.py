@@ -17,6 +17,7 @@ from picows_fast import (
     build_frame,
 )
 
+from . import needs
 from .frames import BINARY, CLOSE, CONTINUATION, PING, PONG, SIZES, TEXT, content, encode, read
 
 
@@ -179,9 +180,8 @@ def test_mask_keys_differ_between_processes():
     assert not first & second
 
 
+@needs.fork
 def test_mask_keys_differ_after_fork():
-    if not hasattr(os, "fork"):
-        pytest.skip("this system has no fork()")
     # In a process of its own: this one may have threads.
     output = run_python("""
         import os

@@ -19,7 +19,8 @@ from picows_fast import listening
 from picows_fast.listening import Acceptor, open_listening_sockets
 from picows_fast.serving import Server
 
-from .support import needs_ipv6, until
+from . import needs
+from .support import until
 
 
 async def bind(*args: Any, **options: Any) -> list[socket.socket]:
@@ -107,7 +108,7 @@ async def test_all_interfaces(host: str | None) -> None:
     assert names <= {"0.0.0.0", "::"}
 
 
-@needs_ipv6
+@needs.ipv6
 async def test_ipv6_does_not_take_the_ipv4_port() -> None:
     (ipv4,) = await bind("0.0.0.0", 0)
     port = ipv4.getsockname()[1]
@@ -117,7 +118,7 @@ async def test_ipv6_does_not_take_the_ipv4_port() -> None:
             assert ipv6.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
 
-@needs_ipv6
+@needs.ipv6
 async def test_sequence_of_hosts() -> None:
     sockets = await bind(["127.0.0.1", "::1", "127.0.0.1"], 0)
     names = [sock.getsockname()[0] for sock in sockets]
@@ -162,7 +163,7 @@ async def test_an_unknown_host_is_named() -> None:
         await bind("host.invalid", 0)
 
 
-@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs SO_REUSEPORT")
+@needs.reuse_port
 async def test_reuse_port() -> None:
     (first,) = await bind("127.0.0.1", 0, reuse_port=True)
     with first:
@@ -241,7 +242,7 @@ async def test_abstract_unix_address() -> None:
 # Accepting.
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs.ipv6)])
 async def test_accept(host: str) -> None:
     async with serving(host, 0) as (server, accepted):
         (listener,) = server.sockets
@@ -431,7 +432,7 @@ async def test_close_while_paused() -> None:
         assert sock.attempts == 1
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@needs.descriptor_list
 async def test_out_of_descriptors_for_real(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,10 +17,11 @@ import pytest
 import picows_fast
 from picows_fast import WSListener, WSMsgType
 
+from . import needs
 from .peers import connected
 from .support import Recorder, accept_response, raw_server, server_frame, serving
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the loop is for Linux")
+pytestmark = needs.epoll
 
 BINARY = WSMsgType.BINARY
 SPIN = 0.002  # seconds

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the loop is for Linux")
+from . import needs
+
+pytestmark = needs.epoll
 
 MODULES = [
     "test_buffered_proto",

@@ -16,14 +16,12 @@ import pytest
 import picows_fast
 from picows_fast import WSMsgType
 
+from . import needs
 from .peers import connected
 from .support import Echo, Recorder, server_frame, serving
 from .test_loop import Calls, cancel
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.skipif(sys.platform != "linux", reason="the loop is for Linux"),
-]
+pytestmark = [pytest.mark.native, needs.epoll]
 
 BINARY = WSMsgType.BINARY
 

@@ -28,13 +28,9 @@ from .distribution import (
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = pytest.importorskip("tomli")
+    import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "picows_fast" / "core.pyx").exists(), reason="tests what is built from the sources"
-)
 
 
 @pytest.fixture(scope="module")

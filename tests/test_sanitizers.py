@@ -12,9 +12,9 @@ import pytest
 
 from dev import EXTENSIONS
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("PICOWS_FAST_SANITIZE") != "1", reason="for `make sanitize` only"
-)
+from . import needs
+
+pytestmark = pytest.mark.skipif(not needs.IS_SANITIZED, reason="for `make sanitize` only")
 
 BUGS = {
     "read_behind_a_block": "heap-buffer-overflow",

@@ -23,6 +23,7 @@ from picows_fast import (
     ws_create_server,
 )
 
+from . import needs
 from .peers import TIMEOUT, UPGRADE_REQUEST, Peer, connect_socket, drip
 from .support import Echo, Recorder, check_echo, client_frame, raw_client, serving
 
@@ -455,6 +456,7 @@ async def test_start_serving_later(io_options):
         await connecting
 
 
+@needs.second_loopback
 async def test_several_hosts(io_options):
     hosts = ["127.0.0.1", "127.0.0.2"]
     async with await ws_create_server(lambda request: Echo(), hosts, 0, **io_options) as server:
@@ -464,7 +466,7 @@ async def test_several_hosts(io_options):
             await check_echo(f"ws://{host}:{port}/", **io_options)
 
 
-@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs SO_REUSEPORT")
+@needs.reuse_port
 async def test_reuse_port(io_options):
     async with await ws_create_server(
         lambda request: Echo(), "127.0.0.1", 0, reuse_port=True, **io_options

@@ -26,10 +26,10 @@ from picows_fast import (
 )
 from picows_fast.serving import Server
 
+from . import needs
 from .peers import TIMEOUT, UPGRADE_REQUEST, Contexts, Peer, connect_socket
 from .support import Echo, Recorder
 from .test_connections import check_sums
-from .test_listening import needs_ipv6
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -210,11 +210,10 @@ async def test_a_refused_upgrade_takes_no_place(io_options: dict[str, bool]) -> 
 # max_connections_per_ip
 
 
+@needs.second_loopback
 async def test_max_connections_per_ip(
     contexts: Contexts | None, io_options: dict[str, bool]
 ) -> None:
-    if not _has_second_loopback():
-        pytest.skip("needs 127.0.0.2")
     async with running(contexts, max_connections_per_ip=2, **io_options) as it:
         first = [await it.connect() for _ in range(2)]
         await it.refused(429)
@@ -229,16 +228,7 @@ async def test_max_connections_per_ip(
         assert (await it.settled()).refused["max_connections_per_ip"] == 4
 
 
-def _has_second_loopback() -> bool:
-    with socket.socket() as sock:
-        try:
-            sock.bind(("127.0.0.2", 0))
-        except OSError:
-            return False
-    return True
-
-
-@needs_ipv6
+@needs.ipv6
 async def test_one_address_on_ipv4_and_ipv6(io_options: dict[str, bool]) -> None:
     """A socket for both families sees IPv4 addresses as ::ffff:127.0.0.1."""
     with socket.socket(socket.AF_INET6) as sock:
@@ -281,7 +271,7 @@ async def test_a_flood_of_silent_connections_from_one_address(io_options: dict[s
             peer.close()
         assert it.stats.handshakes == 32
         assert it.stats.refused["max_connections_per_ip"] == 5
-        if _has_second_loopback():
+        if needs.HAS_SECOND_LOOPBACK:
             await it.connect(local_addr=("127.0.0.2", 0))
         it.peers[0].close()
         await it.until(lambda stats: stats.handshakes == 31)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 import time
@@ -26,6 +25,7 @@ from picows_fast import (
 )
 from picows_fast.serving import Server
 
+from . import needs
 from .peers import TIMEOUT, UPGRADE_REQUEST, Contexts, Peer, connect_socket
 from .support import Recorder, live_timers, until
 from .test_listening import Accepted, bind, connect, serving
@@ -577,9 +577,7 @@ def descriptors() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.skipif(
-    os.environ.get("PICOWS_FAST_SANITIZE") == "1", reason="two thousand take too long to open"
-)
+@needs.no_sanitizers("two thousand take too long to open")
 @on_real_connections
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("spread", [0.0, 1.0])

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import array
 import asyncio
-import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +24,11 @@ from picows_fast.net.stream import ByteStream
 from picows_fast.net.tcp import TcpStream
 from picows_fast.net.tls import TlsStream
 
+from . import needs
 from .proxies import Proxy
 from .support import Echo, Recorder, raw_server, server_frame, serving
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.skipif(sys.platform != "linux", reason="Linux notes when data comes"),
-]
+pytestmark = [pytest.mark.native, needs.arrival_times]
 
 BLOCKED = 0.05  # seconds
 
@@ -432,16 +428,14 @@ int main(void)
 """
 
 
+@needs.c_compiler
 def test_hardware_stamps_are_told_apart(tmp_path):
     """No device here makes them: the kernel's message is made up."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
     source = tmp_path / "stamps.c"
     source.write_text(CONTROL_MESSAGES)
     headers = Path(picows_fast.__file__).parent / "net"
     program = tmp_path / "stamps"
-    command = [compiler, "-Wall", "-Werror", f"-I{headers}", str(source), "-o", str(program)]
+    command = ["cc", "-Wall", "-Werror", f"-I{headers}", str(source), "-o", str(program)]
     subprocess.run(command, check=True)
     output = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
     assert output.splitlines() == [

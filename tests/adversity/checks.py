@@ -24,10 +24,6 @@ MIB = 1024 * KIB
 # and one to put frames together in.
 LOOP_BUFFERS = 256 * KIB + MIB
 
-needs_descriptor_list = pytest.mark.skipif(
-    not os.path.isdir("/proc/self/fd"), reason="needs /proc/self/fd"
-)
-
 
 class Leftovers:
     """Tasks, timers and descriptors that were not there when this was made: cheap enough for every

@@ -21,10 +21,11 @@ import pytest
 import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType, WSState
 
+from .. import needs
 from ..peers import TIMEOUT, UPGRADE_REQUEST, Contexts, listening_socket
 from ..proxies import Proxy
 from ..support import Echo, Recorder, serving
-from .checks import Leftovers, log_below, needs_descriptor_list
+from .checks import Leftovers, log_below
 from .test_delays import address
 
 Cause = WSDisconnectCause
@@ -93,7 +94,7 @@ async def stopped(server: Any) -> None:
     await asyncio.wait_for(server.wait_closed(), TIMEOUT)
 
 
-@needs_descriptor_list
+@needs.descriptor_list
 @pytest.mark.parametrize(
     "kind",
     ["direct", "name", "tls", "redirect", "unix", "proxy http", "proxy socks5", "proxy http tls"],
@@ -372,7 +373,7 @@ def loop_factories() -> Iterator[Any]:
         yield pytest.param(uvloop.new_event_loop, id="uvloop")
 
 
-@needs_descriptor_list
+@needs.descriptor_list
 @pytest.mark.parametrize("afterwards", ["forgotten", "used"])
 @pytest.mark.parametrize("state_name", STATES)
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])

@@ -68,6 +68,11 @@ def openssl_calls() -> Any:
     return library
 
 
+needs_openssl_calls = pytest.mark.skipif(
+    openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL"
+)
+
+
 def openssl_pointer(tls: ssl.SSLObject) -> ctypes.c_void_p:
     # struct PySSLSocket: object header, a reference, the SSL.
     return ctypes.c_void_p.from_address(id(tls._sslobj) + object.__basicsize__ + 8)
@@ -551,7 +556,7 @@ async def test_flood_over_tls_is_bounded_in_openssl_too(
         assert resident_bytes() - before < 16 * MIB
 
 
-@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+@needs_openssl_calls
 async def test_key_updates_for_ever(side, io_options, server_tls, client_tls, caplog):
     """Each KeyUpdate may ask for one in return (RFC 8446 4.6.3): a peer that asks on and reads
     nothing is given up when 64 KiB of answers wait for it.
@@ -582,7 +587,7 @@ async def test_key_updates_for_ever(side, io_options, server_tls, client_tls, ca
     assert "key update" in str(pair.transport.disconnect_exception)
 
 
-@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+@needs_openssl_calls
 async def test_key_updates_by_a_peer_that_reads(side, io_options, server_tls, client_tls):
     """However many there are, they are answered."""
     listener = Counter()
@@ -597,7 +602,7 @@ async def test_key_updates_by_a_peer_that_reads(side, io_options, server_tls, cl
         await goes_on(pair)
 
 
-@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+@needs_openssl_calls
 async def test_key_updates_that_are_read_at_once(side, io_options, server_tls, client_tls):
     """Their answers are more than may wait for the peer, but none of them has to."""
     contexts = Contexts(server_tls, client_tls)
@@ -616,7 +621,7 @@ async def test_key_updates_that_are_read_at_once(side, io_options, server_tls, c
         await goes_on(pair)
 
 
-@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+@needs_openssl_calls
 async def test_renegotiation(side, io_options, authority, server_tls, caplog):
     """TLS 1.2 lets a peer begin a handshake anew at any time: a client's wish is refused, a
     server's does not disturb the frames, and one that insists gets no more than the end of the
@@ -655,7 +660,7 @@ async def test_renegotiation(side, io_options, authority, server_tls, caplog):
             await listener.closed()
 
 
-@pytest.mark.skipif(openssl_calls() is None, reason="needs CPython's ssl over a shared OpenSSL")
+@needs_openssl_calls
 @pytest.mark.parametrize("ask_again", [False, True], ids=["once", "again"])
 async def test_data_amid_a_renegotiation(ask_again, io_options, authority, server_tls, caplog):
     """A server goes on sending until it sees our side of the new handshake. What we send meanwhile

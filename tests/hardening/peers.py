@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
 import picows_fast
 from picows_fast import WSTransport
 
@@ -23,10 +21,6 @@ from ..support import Recorder, raw_client, raw_server, read_frame, serving
 
 KIB = 1024
 MIB = 1024 * 1024
-
-needs_descriptor_list = pytest.mark.skipif(
-    not os.path.isdir("/proc/self/fd"), reason="needs /proc/self/fd"
-)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import pytest
 import picows_fast
 from picows_fast import WSDisconnectCause, WSFrame, WSListener, WSMsgType, WSTransport
 
+from .. import needs
 from ..frames import BINARY, CLOSE, PING, PONG, TEXT
 from ..support import Recorder, client_frame, raw_server, read_frame, serving, until
 from .peers import (
@@ -87,7 +88,7 @@ async def key_reader():
         yield url, connections
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@needs.fork
 async def test_mask_keys_differ_between_processes():
     """No two processes send the same mask keys: neither two of the same program nor a forked child
     and its parent."""
@@ -494,10 +495,7 @@ asyncio.run(main())
     not os.path.exists("/proc/self/statm") or not hasattr(ctypes.CDLL(None), "malloc_trim"),
     reason="needs Linux and glibc",
 )
-@pytest.mark.skipif(
-    os.environ.get("PICOWS_FAST_SANITIZE") == "1",
-    reason="AddressSanitizer keeps freed memory for a while, to notice its use",
-)
+@needs.no_sanitizers("AddressSanitizer keeps freed memory for a while, to notice its use")
 async def test_memory_of_large_frames_over_tls_is_given_back(
     authority, client_tls, io_options, tmp_path
 ):

@@ -23,6 +23,7 @@ from picows_fast import (
     WSUpgradeResponseWithListener,
 )
 
+from .. import needs
 from ..proxies import Proxy
 from ..support import (
     Echo,
@@ -34,7 +35,6 @@ from ..support import (
     serving,
     until,
 )
-from .peers import needs_descriptor_list
 
 SECRET = "hunter2 at /srv/book.py"
 
@@ -306,7 +306,7 @@ async def test_a_server_that_does_not_wait_for_the_request(said, io_options):
             await connect(url, **io_options)
 
 
-@needs_descriptor_list
+@needs.descriptor_list
 async def test_a_connect_that_fails_before_tls_leaves_nothing_open(
     io_options, server_tls, client_tls
 ):
@@ -363,7 +363,7 @@ KINDS = [
 ]
 
 
-@needs_descriptor_list
+@needs.descriptor_list
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_cancelled_connect_leaves_nothing_open(kind, io_options, server_tls, client_tls):
     """ws_connect may be cancelled at any moment: no descriptor stays open, here or at the
@@ -426,7 +426,7 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 SILENT = ["ws", "wss", "http", "https", "socks4", "socks5"]
 
 
-@needs_descriptor_list
+@needs.descriptor_list
 @pytest.mark.parametrize("place", SILENT)
 async def test_the_deadline_covers_a_silent_server_or_proxy(place, io_options):
     """A server, or a proxy, that accepts and says nothing costs websocket_handshake_timeout: TLS
@@ -446,7 +446,7 @@ async def test_the_deadline_covers_a_silent_server_or_proxy(place, io_options):
         await until(lambda: open_descriptors() <= baseline + 1)
 
 
-@needs_descriptor_list
+@needs.descriptor_list
 @pytest.mark.parametrize("kind", ["wss through http", "wss through https"])
 async def test_the_deadline_covers_tls_behind_a_proxy(kind, io_options, server_tls, client_tls):
     """The same for a target that is silent behind a proxy that works."""

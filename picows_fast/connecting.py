@@ -299,10 +299,12 @@ async def _resolve(
     flags: int,
 ) -> list[AddrInfo]:
     try:
-        # An address needs no resolver, and so none of the loop's threads.
+        # An address needs no resolver, and so none of the loop's threads. It is ASCII; what is not
+        # bytes goes through IDNA.
+        address = None if host is None else host.encode("ascii")
         return list(
             socket.getaddrinfo(
-                host, port, family, socket.SOCK_STREAM, proto, flags | socket.AI_NUMERICHOST
+                address, port, family, socket.SOCK_STREAM, proto, flags | socket.AI_NUMERICHOST
             )
         )
     except (socket.gaierror, UnicodeError):

@@ -141,6 +141,8 @@ class ClientHandshake:
                 url, checked_headers(extra_headers), subprotocols, send_credentials, key
             ),
         )
+        # As they were checked, or made here.
+        self._checked_headers = list(self.request.headers.items())
         self._accept = _accept_value(key)
         self._limits = limits
         self._reader = ResponseHeadReader(limits)
@@ -154,7 +156,10 @@ class ClientHandshake:
         Raises ValueError if a header was made invalid after the constructor checked it.
         """
         start_line = f"GET {self.request.path.decode('ascii')} HTTP/1.1"
-        return encode_head(start_line, checked_headers(self.request.headers))
+        headers = list(self.request.headers.items())
+        if headers != self._checked_headers:
+            headers = checked_headers(headers)
+        return encode_head(start_line, headers)
 
     def receive_data(self, data: Buffer) -> WSUpgradeResponse | None:
         """Takes the next bytes of the server; returns the validated 101 response, None before.
@@ -202,7 +207,7 @@ class ClientHandshake:
                 return None
             data = reader.rest
             if reader.status == HTTPStatus.SWITCHING_PROTOCOLS:
-                response, _, _ = reader.response()
+                response = reader.response()
                 self._check_response(response)
                 self.response = response
                 self.trailing_data = data

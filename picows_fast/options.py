@@ -246,15 +246,16 @@ class _Settings:
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init__(self, **given: Any) -> None:
+        settings, values = self.__dataclass_fields__, self.__dict__
         for name, value in given.items():
-            declared = self.__dataclass_fields__.get(name)
+            declared = settings.get(name)
             if declared is None:
                 raise TypeError(
                     f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
                 )
             if value is not declared.default:
                 declared.metadata["check"](name, value)
-                self.__dict__[name] = value
+                values[name] = value
         self._check_combinations()
 
     def _check_combinations(self) -> None:

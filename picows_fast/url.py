@@ -39,6 +39,9 @@ _QUERY_CHARACTERS = _PATH_CHARACTERS + "?"
 
 # Longer than any name that DNS can hold; keeps IDNA's cost bounded.
 _MAX_HOST_LENGTH = 255
+# Of what stands between two dots (RFC 1035 2.3.4). IDNA has nothing to say about an ASCII name that
+# is no longer.
+_MAX_LABEL_LENGTH = 63
 
 
 @dataclass(frozen=True)
@@ -194,13 +197,16 @@ def _read_host_name(url: str, name: str) -> str:
         raise WSInvalidURL(url, "hostname isn't provided")
     if len(name) > _MAX_HOST_LENGTH:
         raise WSInvalidURL(url, "hostname is too long")
-    try:
-        host = name.encode("idna").decode("ascii").lower()
-    except UnicodeError as error:
-        raise WSInvalidURL(url, f"hostname isn't valid: {error}") from None
+    if name.isascii() and len(name) <= _MAX_LABEL_LENGTH:
+        host = name.lower()
+    else:
+        try:
+            host = name.encode("idna").decode("ascii").lower()
+        except UnicodeError as error:
+            raise WSInvalidURL(url, f"hostname isn't valid: {error}") from None
     # Checked after IDNA, which maps some characters to ASCII delimiters.
     if _HOST_NAME.fullmatch(host) is None:
-        raise WSInvalidURL(url, "hostname has a character that no host name has")
+        raise WSInvalidURL(url, "hostname has an empty label or a character that none has")
     return host
 
 

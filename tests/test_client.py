@@ -31,6 +31,7 @@ from picows_fast import (
     WSUpgradeResponseWithListener,
     ws_connect,
 )
+from picows_fast.layers.messages import WSMessageListener
 
 from .peers import TIMEOUT, connect_socket
 from .proxies import Proxy
@@ -178,6 +179,70 @@ async def test_factory_with_request_and_response():
             assert seen[-1] == (transport.request, transport.response)
     assert isinstance(seen[0][0], WSUpgradeRequest)
     assert isinstance(seen[0][1], WSUpgradeResponse)
+
+
+class NeedsNothing(Recorder):
+    def __init__(self, first=1, *rest, key=None):
+        super().__init__()
+        self.made_from = (first, *rest)
+
+
+class NeedsBoth(Recorder):
+    def __init__(self, request, response):
+        super().__init__()
+        self.made_from = (request, response)
+
+
+class TakesAnything(Recorder):
+    def __new__(cls, *arguments):
+        made = super().__new__(cls)
+        made.made_from = arguments
+        return made
+
+    def __init__(self, *arguments):
+        super().__init__()
+
+
+class Maker:
+    @classmethod
+    def of_class(cls, request, response=None):
+        return NeedsBoth(request, response)
+
+    @staticmethod
+    def of_none(*arguments):
+        return NeedsNothing(*arguments)
+
+
+@functools.wraps(NeedsBoth)
+def wrapping(*arguments):
+    return NeedsBoth(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("factory", "count"),
+    [
+        (NeedsNothing, 0),
+        (NeedsBoth, 2),
+        (TakesAnything, 0),
+        (Maker.of_class, 2),
+        (Maker().of_none, 0),
+        (wrapping, 2),
+        (lambda request, response, more=None: NeedsBoth(request, response), 2),
+        (lambda request, *rest: NeedsBoth(request, *rest), 2),
+        (lambda *, key=None: NeedsNothing(), 0),
+        (WSMessageListener, 0),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+async def test_what_a_factory_is_called_with(factory, count):
+    async with serving(lambda request: Echo()) as url:
+        transport, listener = await ws_connect(factory, url)
+        if count == 2:
+            assert listener.made_from == (transport.request, transport.response)
+        else:
+            assert getattr(listener, "made_from", ()) in ((), (1,))
+        transport.disconnect(graceful=False)
+        await transport.wait_disconnected()
 
 
 @pytest.mark.parametrize("result", [None, 5, WSListener, object()])

@@ -170,7 +170,7 @@ def test_response_heads(start_line, version, status, trailing):
     head = start_line + b"\r\nX-A: b\r\n\r\n"
     reader, read, rest = read_head_every_way(ResponseHeadReader, head + trailing)
     assert (read, rest) == (head, trailing)
-    response, _, _ = reader.response()
+    response = reader.response()
     assert (response.version, response.status) == (version, status)
     assert list(response.headers.items()) == [("X-A", "b")]
 
@@ -350,7 +350,7 @@ def test_accepted_responses_are_read_as_h11_reads_them(changes):
     try:
         if not reader.feed(data):
             return
-        response, _, _ = reader.response()
+        response = reader.response()
     except BadHeadError:
         return
     peer = h11.Connection(h11.CLIENT)

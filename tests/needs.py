@@ -5,10 +5,12 @@ A need of a single test stands beside that test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -40,6 +42,21 @@ c_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C co
 c_reference = pytest.mark.skipif(
     not (IS_LINUX and shutil.which("cc")), reason="the C reference is for Linux with a C compiler"
 )
+
+
+@contextlib.contextmanager
+def descriptors(number: int) -> Iterator[None]:
+    """Let this process have that many open at once while the body runs, or skip the test."""
+    resource = pytest.importorskip("resource")
+    soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < number:
+        pytest.skip(f"needs {number} descriptors, the hard limit is {hard}")
+    if soft != resource.RLIM_INFINITY and soft < number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def no_sanitizers(reason: str) -> pytest.MarkDecorator:

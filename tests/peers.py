@@ -28,7 +28,7 @@ from picows_fast import (
     WSTransport,
 )
 
-from .support import Recorder, accept_response, serving
+from .support import Recorder, accept_response, address, serving
 
 SMALL_BUFFER = 32 * 1024
 SYSTEM_HOLDS = 400_000
@@ -304,9 +304,8 @@ async def connected(
             url = await stack.enter_async_context(
                 serving(lambda request: listener, tls=contexts and contexts.server, **options)
             )
-            parsed = picows_fast.parse_url(url)
             given = {"SO_RCVBUF": SMALL_BUFFER} if small_buffers else {}
-            sock = await connect_socket((parsed.host, parsed.port), **given)
+            sock = await connect_socket(address(url), **given)
             peer = Peer(sock, is_client=True, context=contexts and contexts.client)
             stack.callback(peer.close)
             if contexts is not None:

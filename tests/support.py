@@ -241,6 +241,12 @@ async def until(condition: Callable[[], Any], timeout: float = 20) -> None:
     await asyncio.wait_for(wait(), timeout)
 
 
+def address(url: str) -> tuple[str, int]:
+    """Host and port of a URL, as sockets want them."""
+    parsed = picows_fast.parse_url(url)
+    return parsed.host, parsed.port
+
+
 def free_port() -> int:
     """A port at which nobody listens."""
     with socket.socket() as sock:

@@ -39,6 +39,7 @@ from .support import (
     Echo,
     Recorder,
     accept_response,
+    address,
     check_echo,
     raw_server,
     read_head,
@@ -384,8 +385,7 @@ async def test_credentials_stay_within_the_origin():
 
 async def test_a_given_socket_is_used_once():
     async with scripted(redirect("/b"), None) as (url, _):
-        parsed = picows_fast.parse_url(url)
-        sock = await connect_socket((parsed.host, parsed.port))
+        sock = await connect_socket(address(url))
         with pytest.raises(WSError, match="socket"):
             await ws_connect(Recorder, url, sock=sock)
         for _ in range(10):  # a transport of the loop's closes it in a later turn
@@ -536,8 +536,7 @@ async def test_socket_factory(kind, is_async, io_options):
 
 async def test_sock(io_options, server_tls, client_tls):
     async with serving(lambda request: Echo(), tls=server_tls, **io_options) as url:
-        parsed = picows_fast.parse_url(url)
-        sock = await connect_socket((parsed.host, parsed.port))
+        sock = await connect_socket(address(url))
         transport = await check_echo(url, sock=sock, ssl_context=client_tls, **io_options)
         assert transport.is_secure
         assert sock.fileno() == -1

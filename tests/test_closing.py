@@ -22,7 +22,7 @@ from picows_fast import (
 )
 
 from .peers import TIMEOUT, check_end, connected, ended
-from .support import Echo, Recorder, raw_client, serving
+from .support import Echo, Recorder, address, raw_client, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -406,9 +406,8 @@ async def test_handshake_timeout(contexts, io_options):
         close_timeout=0.1,
         **io_options,
     ) as url:
-        parsed = picows_fast.parse_url(url)
         reader, writer = await asyncio.open_connection(
-            parsed.host, parsed.port, ssl=contexts and contexts.client
+            *address(url), ssl=contexts and contexts.client
         )
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
@@ -430,9 +429,8 @@ async def test_causes_of_connections_that_never_opened(io_options, caplog):
     ) as url:
         with pytest.raises(picows_fast.WSInvalidStatusError):
             await picows_fast.ws_connect(Recorder, url, **io_options)
-        parsed = picows_fast.parse_url(url)
         for request in (b"", b"no HTTP\r\n\r\n"):
-            reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+            reader, writer = await asyncio.open_connection(*address(url))
             writer.write(request)
             await reader.read()
             writer.close()

@@ -436,7 +436,8 @@ async def test_close_while_paused() -> None:
 async def test_out_of_descriptors_for_real(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resource = pytest.importorskip("resource")
+    import resource
+
     monkeypatch.setattr(listening, "_PAUSE_AFTER_ERROR", 0.05)
     async with serving("127.0.0.1", 0) as (server, accepted):
         client = socket.socket()

@@ -25,15 +25,14 @@ from picows_fast import (
 
 from . import needs
 from .peers import TIMEOUT, UPGRADE_REQUEST, Peer, connect_socket, drip
-from .support import Echo, Recorder, check_echo, client_frame, raw_client, serving
+from .support import Echo, Recorder, address, check_echo, client_frame, raw_client, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 async def ask(url, request, tls=None):
     """Send bytes, return everything that comes back until the end."""
-    parsed = picows_fast.parse_url(url)
-    reader, writer = await asyncio.open_connection(parsed.host, parsed.port, ssl=tls)
+    reader, writer = await asyncio.open_connection(*address(url), ssl=tls)
     writer.write(request)
     try:
         return await asyncio.wait_for(reader.read(), TIMEOUT)
@@ -239,8 +238,7 @@ async def test_request_in_pieces_with_frames_behind(contexts, io_options, size):
     async with serving(
         lambda request: listener, tls=contexts and contexts.server, **io_options
     ) as url:
-        parsed = picows_fast.parse_url(url)
-        sock = await connect_socket((parsed.host, parsed.port))
+        sock = await connect_socket(address(url))
         peer = Peer(sock, is_client=True, context=contexts and contexts.client)
         if contexts is not None:
             await peer.start_tls()
@@ -259,8 +257,7 @@ async def test_request_head_and_frame_in_one_piece(io_options):
     """A client need not wait for the response (its first frames are taken as they come)."""
     listener = Echo()
     async with serving(lambda request: listener, **io_options) as url:
-        parsed = picows_fast.parse_url(url)
-        sock = await connect_socket((parsed.host, parsed.port))
+        sock = await connect_socket(address(url))
         peer = Peer(sock, is_client=True)
         await peer.send_bytes(UPGRADE_REQUEST + client_frame(WSMsgType.BINARY, bytes(200_000)))
         await peer.read_head()
@@ -289,9 +286,8 @@ async def test_slow_request_hits_the_deadline(tls, server_tls, client_tls, io_op
         close_timeout=0.2,
         **io_options,
     ) as url:
-        parsed = picows_fast.parse_url(url)
         reader, writer = await asyncio.open_connection(
-            parsed.host, parsed.port, ssl=client_tls if tls else None
+            *address(url), ssl=client_tls if tls else None
         )
 
         async def trickle():
@@ -318,8 +314,7 @@ async def test_no_deadline(io_options):
     async with serving(
         lambda request: Echo(), websocket_handshake_timeout=None, **io_options
     ) as url:
-        parsed = picows_fast.parse_url(url)
-        peer = Peer(await connect_socket((parsed.host, parsed.port)), is_client=True)
+        peer = Peer(await connect_socket(address(url)), is_client=True)
         await peer.send_bytes(UPGRADE_REQUEST[:20])
         await asyncio.sleep(0.05)
         await peer.send_bytes(UPGRADE_REQUEST[20:])
@@ -357,8 +352,7 @@ async def test_bad_requests(request_bytes, status, io_options):
 async def test_client_that_goes_away_in_its_request(cut, io_options):
     async with serving(lambda request: Echo(), **io_options) as url:
         for reset in (False, True):
-            parsed = picows_fast.parse_url(url)
-            peer = Peer(await connect_socket((parsed.host, parsed.port)), is_client=True)
+            peer = Peer(await connect_socket(address(url)), is_client=True)
             await peer.send_bytes(UPGRADE_REQUEST[:cut])
             await asyncio.sleep(0.001)
             peer.reset() if reset else peer.close()

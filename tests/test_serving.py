@@ -7,7 +7,6 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -560,40 +559,21 @@ async def test_another_library_sees_the_code() -> None:
     assert stats.closed[WSDisconnectCause.CLOSE_FRAME] == 1
 
 
-@pytest.fixture
-def descriptors() -> Iterator[Callable[[int], None]]:
-    """Asks for as many descriptors as a test needs, or skips it."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def ask(number: int) -> None:
-        soft, hard = before
-        if hard != resource.RLIM_INFINITY and hard < number:
-            pytest.skip(f"needs {number} descriptors, the hard limit is {hard}")
-        if soft != resource.RLIM_INFINITY and soft < number:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
-
-    yield ask
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 @needs.no_sanitizers("two thousand take too long to open")
 @on_real_connections
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("spread", [0.0, 1.0])
-async def test_shutdown_of_two_thousand(
-    descriptors: Callable[[int], None], caplog: pytest.LogCaptureFixture, spread: float
-) -> None:
+async def test_shutdown_of_two_thousand(caplog: pytest.LogCaptureFixture, spread: float) -> None:
     """Every client with its CLOSE, in both directions, and none is aborted at a deadline."""
-    descriptors(4500)
     # As long as a machine needs that has other things to do, too.
     deadlines = {"close_timeout": 100, "websocket_handshake_timeout": 100}
-    clients = await start(backlog=2000, **deadlines)
-    for _ in range(40):
-        await asyncio.gather(*(clients.connect(**deadlines) for _ in range(50)))
-    await asyncio.wait_for(clients.server.shutdown(code=1012, timeout=100, spread=spread), 150)
-    assert caplog.records == []
-    for transport, _ in clients.clients:
-        await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+    with needs.descriptors(4500):
+        clients = await start(backlog=2000, **deadlines)
+        for _ in range(40):
+            await asyncio.gather(*(clients.connect(**deadlines) for _ in range(50)))
+        await asyncio.wait_for(clients.server.shutdown(code=1012, timeout=100, spread=spread), 150)
+        assert caplog.records == []
+        for transport, _ in clients.clients:
+            await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
     assert clients.closes() == [(1012, None)] * 2000
     assert clients.server.stats().closed[WSDisconnectCause.CLOSE_FRAME] == 2000

@@ -28,6 +28,7 @@ from picows_fast.states import TRANSITIONS
 from .support import (
     Recorder,
     accept_response,
+    address,
     client_frame,
     raw_client,
     raw_server,
@@ -369,8 +370,7 @@ async def test_states_before_the_opening_handshake_is_over(act, expected, cause,
         lambda request: Recorder(), websocket_handshake_timeout=timeout, **io_options
     ) as url:
         before = all_transports()
-        parsed = picows_fast.parse_url(url)
-        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        reader, writer = await asyncio.open_connection(*address(url))
         found = []
         while not found:
             await asyncio.sleep(0)

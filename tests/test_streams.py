@@ -15,6 +15,7 @@ import pytest
 import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType
 
+from .adversity.proxy import FaultyProxy, Flow
 from .peers import (
     TIMEOUT,
     UPGRADE_REQUEST,
@@ -25,7 +26,7 @@ from .peers import (
     drip,
     listening_socket,
 )
-from .support import Echo, Recorder, accept_response, raw_server, serving
+from .support import Echo, Recorder, accept_response, address, free_port, raw_server, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -42,44 +43,6 @@ def tls(request, authority) -> Contexts:
     for context in (server, client):
         context.minimum_version = context.maximum_version = VERSIONS[request.param]
     return Contexts(server, client)
-
-
-@contextlib.asynccontextmanager
-async def cutting_proxy(url, size):
-    """Relays TCP both ways in pieces of `size` bytes, each in a turn of its own; gives its URL."""
-    target = picows_fast.parse_url(url)
-    tasks = set()
-
-    async def copy(reader, writer):
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                for at in range(0, len(data), size):
-                    writer.write(data[at : at + size])
-                    await asyncio.sleep(0)
-            if writer.can_write_eof():
-                writer.write_eof()
-
-    async def serve(reader, writer):
-        tasks.add(asyncio.current_task())
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                far_reader, far_writer = await asyncio.open_connection(target.host, target.port)
-                for one in (writer, far_writer):
-                    sock = one.get_extra_info("socket")
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
-            finally:
-                writer.close()
-                far_writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"{target.scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # --- Which stream
@@ -106,10 +69,12 @@ async def test_whole_connections_cut_at_every_byte(tls, io_options, size):
     payload = os.urandom(300)
     async with (
         serving(lambda request: Echo(), tls=tls.server, **io_options) as url,
-        cutting_proxy(url, size) as cut_url,
+        FaultyProxy(
+            address(url), lambda number: (Flow(piece=size), Flow(piece=size)), scheme="wss"
+        ) as proxy,
     ):
         transport, client = await picows_fast.ws_connect(
-            Recorder, cut_url, ssl_context=tls.client, **io_options
+            Recorder, proxy.url, ssl_context=tls.client, **io_options
         )
         transport.send(WSMsgType.BINARY, payload)
         transport.send(WSMsgType.TEXT, "second")
@@ -347,9 +312,7 @@ async def test_key_update_by_a_client(server_tls, command):
 
 @contextlib.asynccontextmanager
 async def openssl_server(certificate_file, *options):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     async with running_openssl(
         "s_server", "-accept", f"127.0.0.1:{port}", "-cert", certificate_file, *options
     ) as tool:
@@ -411,8 +374,7 @@ async def test_tls_server_drops_clients_that_do_not_finish(server_tls, io_option
     async with serving(
         lambda request: Echo(), tls=server_tls, ssl_handshake_timeout=0.05, **io_options
     ) as url:
-        parsed = picows_fast.parse_url(url)
-        reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+        reader, writer = await asyncio.open_connection(*address(url))
         writer.write(b"\x16\x03\x01\x02\x00\x01")
         assert await asyncio.wait_for(reader.read(), TIMEOUT) is not None
         writer.close()
@@ -426,9 +388,8 @@ async def test_tls_server_survives_garbage(server_tls, client_tls, io_options, g
     async with serving(
         lambda request: Echo(), tls=server_tls, websocket_handshake_timeout=0.2, **io_options
     ) as url:
-        parsed = picows_fast.parse_url(url)
         for _ in range(5):
-            reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+            reader, writer = await asyncio.open_connection(*address(url))
             writer.write(garbage)
             with contextlib.suppress(ConnectionError):
                 await asyncio.wait_for(reader.read(), TIMEOUT)
@@ -517,9 +478,8 @@ async def test_client_that_vanishes_in_the_tls_handshake(server_tls, client_tls,
     async with serving(
         lambda request: Echo(), tls=server_tls, websocket_handshake_timeout=1, **io_options
     ) as url:
-        parsed = picows_fast.parse_url(url)
         for cut in (0, 1, 10, 100, 200):
-            sock = await connect_socket((parsed.host, parsed.port))
+            sock = await connect_socket(address(url))
             peer = Peer(sock, is_client=True, context=client_tls)
             with contextlib.suppress(ssl.SSLWantReadError):
                 peer.tls.do_handshake()

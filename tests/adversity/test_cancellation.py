@@ -24,9 +24,8 @@ from picows_fast import WSDisconnectCause, WSMsgType, WSState
 from .. import needs
 from ..peers import TIMEOUT, UPGRADE_REQUEST, Contexts, listening_socket
 from ..proxies import Proxy
-from ..support import Echo, Recorder, serving
+from ..support import Echo, Recorder, address, serving
 from .checks import Leftovers, log_below
-from .test_delays import address
 
 Cause = WSDisconnectCause
 

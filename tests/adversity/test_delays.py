@@ -13,7 +13,7 @@ import pytest
 import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType, WSState
 
-from ..support import Echo, Recorder, serving
+from ..support import Echo, Recorder, address, serving
 from .checks import KIB, MIB, Leftovers, log_below, memory_below
 from .proxy import FaultyProxy, Flow
 from .test_cuts import Reference, Scene, delivered, without_pongs
@@ -127,11 +127,6 @@ async def test_data_and_end_arrive_together(contexts, io_options, sender, caplog
     cause = Cause.TLS_CLOSE_NOTIFY if contexts else Cause.PEER_FIN
     assert receiver.transport.disconnect_cause == cause
     assert transport.disconnect_cause == Cause.LOCAL_DISCONNECT
-
-
-def address(url: str) -> tuple[str, int]:
-    parsed = picows_fast.parse_url(url)
-    return parsed.host, parsed.port
 
 
 @pytest.mark.parametrize("stalled", ["up", "down"])

@@ -17,10 +17,9 @@ import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType, WSState, WSTransport
 
 from ..peers import TIMEOUT, Contexts
-from ..support import Recorder, serving
+from ..support import Recorder, address, serving
 from .checks import KIB, log_below
 from .proxy import FaultyProxy, Flow, reset_on_close
-from .test_delays import address
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing", "quiet")
 

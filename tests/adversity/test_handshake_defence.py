@@ -26,9 +26,8 @@ from picows_fast import (
 from picows_fast.handshake import ClientHandshake, ServerHandshake
 
 from ..peers import TIMEOUT, connect_socket
-from ..support import Recorder, raw_server, serving
+from ..support import Recorder, address, raw_server, serving
 from .checks import KIB, LOOP_BUFFERS, MIB, Leftovers, log_below, memory_below
-from .test_delays import address
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -44,9 +44,8 @@ from ..peers import (
     drip,
     listening_socket,
 )
-from ..support import Recorder, serving
+from ..support import Recorder, address, serving
 from .checks import KIB, LOOP_BUFFERS, MIB, Leftovers, log_below, memory_below, resident_bytes
-from .test_delays import address
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

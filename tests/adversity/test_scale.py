@@ -20,11 +20,6 @@ from .. import needs
 from ..support import serving
 from .checks import KIB, MIB, Leftovers, resident_bytes
 
-try:
-    import resource
-except ImportError:
-    resource = None
-
 pytestmark = [
     needs.descriptor_list,
     pytest.mark.skipif(not resident_bytes(), reason="needs /proc/self/statm"),
@@ -39,20 +34,6 @@ TLS_PAIR = 72 * KIB
 #: What the process may have more after thousands of connections than after the first hundreds;
 #: allocators do not give back every page that is empty but for a few bytes.
 GROWTH = 16 * MIB
-
-
-@contextlib.contextmanager
-def descriptors(number):
-    """Let this process have that many open, or skip the test."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    number += 500
-    if hard != resource.RLIM_INFINITY and hard < number:
-        pytest.skip(f"{number} descriptors are needed, and at most {hard} allowed")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -144,7 +125,7 @@ async def test_connections_at_once(request, fewer, number, is_tls, bound, server
     number //= fewer
     if bound == PLAIN_PAIR and request.config.getoption("--transport") == "loop":
         bound = PLAIN_LOOP_PAIR
-    with descriptors(2 * number):
+    with needs.descriptors(2 * number + 500):
         leftovers = Leftovers()
         context = server_tls if is_tls else None
         async with serving(lambda request: Answering(), tls=context, backlog=1000) as url:

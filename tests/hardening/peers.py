@@ -17,7 +17,7 @@ from typing import Any
 import picows_fast
 from picows_fast import WSTransport
 
-from ..support import Recorder, raw_client, raw_server, read_frame, serving
+from ..support import Recorder, address, raw_client, raw_server, read_frame, serving
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -120,11 +120,10 @@ async def drop(writer: asyncio.StreamWriter) -> None:
 async def deaf_client(url: str) -> socket.socket:
     """A client that does the opening handshake and then reads nothing; its buffers are small."""
     loop = asyncio.get_running_loop()
-    parsed = picows_fast.parse_url(url)
     sock = socket.socket()
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    await loop.sock_connect(sock, (parsed.host, parsed.port))
+    await loop.sock_connect(sock, address(url))
     await loop.sock_sendall(
         sock,
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

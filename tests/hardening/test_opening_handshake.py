@@ -29,6 +29,7 @@ from ..support import (
     Echo,
     Recorder,
     accept_response,
+    address,
     open_descriptors,
     raw_server,
     read_head,
@@ -45,8 +46,7 @@ async def connect(url: str, factory=Recorder, **options):
 
 async def http(url: str, request: bytes) -> bytes:
     """What a server answers to these bytes, until the end or the first frame."""
-    parsed = picows_fast.parse_url(url)
-    reader, writer = await asyncio.open_connection(parsed.host, parsed.port)
+    reader, writer = await asyncio.open_connection(*address(url))
     try:
         writer.write(request)
         head = await asyncio.wait_for(read_head(reader), 20)

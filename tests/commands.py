@@ -21,7 +21,9 @@ from websockets.asyncio.server import ServerConnection, serve
 import picows_fast.cli
 from picows_fast.cli.feedfile import FeedWriter, read_feed
 
-LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") else [])
+LOOPS = ["asyncio", "picows_fast"] if sys.platform == "linux" else ["asyncio"]
+if importlib.util.find_spec("uvloop"):
+    LOOPS.append("uvloop")
 # The commands run in a folder of the test, and still import the package that the test imported.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 CERTIFICATE = Path(picows_fast.cli.__file__).with_name("loopback.pem")

@@ -20,7 +20,7 @@ from .client import add_connection_arguments, positive_seconds
 from .demo import DEFAULT_RATE, DEFAULT_SECONDS
 from .feedfile import FeedError, check_feed
 from .publish import speed
-from .runtime import INTERRUPTED, CommandError, default_loop, run_command
+from .runtime import INTERRUPTED, LOOP_NAMES, CommandError, default_loop, run_command
 from .web import DEFAULT_WEB_PORT, DEFAULT_WEB_RATE
 
 _PROGRAM = "python -m picows_fast"
@@ -135,9 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     def add_loop(to: argparse.ArgumentParser) -> None:
         to.add_argument(
             "--loop",
-            choices=("uvloop", "asyncio"),
+            choices=LOOP_NAMES,
             default=default_loop(),
-            help="event loop (default: uvloop if it is installed, otherwise asyncio)",
+            help="event loop; picows_fast's own is for Linux (default: uvloop if it is installed, "
+            "otherwise asyncio)",
         )
 
     def add_plot(to: argparse.ArgumentParser) -> None:
@@ -288,7 +289,6 @@ def _parser() -> argparse.ArgumentParser:
     add_speed(sub)
     sub.add_argument(
         "--repeat",
-        "--loop-feed",
         action="store_true",
         help="start again at the end, until the client leaves",
     )

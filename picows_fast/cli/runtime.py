@@ -11,7 +11,11 @@ import functools
 import importlib.util
 import signal
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
+
+from ..loop import new_event_loop
+
+LOOP_NAMES: Final = ("uvloop", "asyncio", "picows_fast")
 
 # What a shell reports for a program that a signal ended: 128 + its number.
 INTERRUPTED = 128 + signal.SIGINT
@@ -31,9 +35,11 @@ def default_loop() -> str:
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    """A new event loop, "asyncio" or "uvloop". CommandError if uvloop is not installed."""
+    """A new event loop, one of LOOP_NAMES. CommandError if uvloop is not installed."""
     if name == "asyncio":
         return asyncio.new_event_loop()
+    if name == "picows_fast":
+        return new_event_loop()
     try:
         import uvloop
     except ImportError:

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from ..loop import new_event_loop
+from picows_fast import new_event_loop
 
 LOOP_NAMES: Final = ("uvloop", "asyncio", "picows_fast")
 

@@ -224,12 +224,51 @@ async def _prepare_given_socket(
         else:
             address, place = os.fspath(unix_path), repr(os.fspath(unix_path))
         try:
-            await loop.sock_connect(sock, address)
+            await _Connector(loop).sock_connect(sock, address)
         except OSError as exc:
             raise _naming(place, exc) from exc
     except BaseException:
         sock.close()
         raise
+
+
+class _Connector:
+    """An event loop whose ``sock_connect`` takes an address for one.
+
+    uvloop's resolves it once more, by a thread: it takes twice the time and starts four, which
+    stay. Everything else is the loop's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        loop = self._loop
+        uvloop = sys.modules.get("uvloop")
+        if (
+            uvloop is None
+            or not isinstance(loop, uvloop.Loop)
+            or sock.family not in (socket.AF_INET, socket.AF_INET6)
+        ):
+            await loop.sock_connect(sock, address)
+            return
+        try:
+            sock.connect(address)
+            return
+        except BlockingIOError:
+            pass
+        writable = asyncio.Event()
+        loop.add_writer(sock, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(sock)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
 
 
 def _is_connected(sock: socket.socket) -> bool:
@@ -281,7 +320,7 @@ async def _connect_tcp(
             local_addr_infos=cast("Any", local_infos),
             happy_eyeballs_delay=happy_eyeballs_delay,
             interleave=interleave,
-            loop=loop,
+            loop=cast("Any", _Connector(loop)),
         )
     except (OSError, RuntimeError) as exc:
         # uvloop reports some failures as RuntimeError. Without the traceback, whose frames'

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import subprocess
 import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -104,6 +105,37 @@ async def test_tcp() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
         assert sock.get_inheritable() is False
         await assert_echo(sock)
+
+
+# In a process of its own: the threads that a loop starts stay.
+_CONNECT = """
+import asyncio, os, socket, sys, uvloop
+from picows_fast.connecting import open_connection
+from picows_fast.url import parse_url
+
+async def main():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = parse_url("ws://127.0.0.1:%d/" % listening.getsockname()[1])
+        loop = asyncio.get_running_loop()
+        if sys.argv[1] == "sock":
+            with await open_connection(url, loop=loop, sock=socket.socket()):
+                pass
+        else:
+            with await open_connection(url, loop=loop):
+                pass
+    print(len(os.listdir("/proc/self/task")))
+
+uvloop.new_event_loop().run_until_complete(main())
+"""
+
+
+@needs.descriptor_list
+@pytest.mark.parametrize("given", ["sock", "nothing"])
+def test_an_address_starts_no_threads_on_uvloop(given: str) -> None:
+    pytest.importorskip("uvloop")
+    command = [sys.executable, "-c", _CONNECT, given]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["1"]
 
 
 @needs.ipv6

@@ -7,7 +7,6 @@ program in between is not needed.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import json
@@ -104,10 +103,6 @@ class Browser(ABC):
     @abstractmethod
     async def _evaluate(self, expression: str) -> str: ...
 
-    @abstractmethod
-    async def screenshot(self, width: int, height: int, *, is_dark: bool = False) -> bytes:
-        """The page as PNG."""
-
     async def evaluate(self, expression: str) -> Any:
         """The value, which JSON can tell, of an expression in the page."""
         return json.loads(await self._evaluate(f"JSON.stringify({expression})"))
@@ -160,17 +155,6 @@ class Chromium(Browser):
         assert "exceptionDetails" not in result, result
         return str(result["result"]["value"])
 
-    async def screenshot(self, width: int, height: int, *, is_dark: bool = False) -> bytes:
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        await self._in_page("Emulation.setEmulatedMedia", {"features": [scheme]})
-        await self._in_page(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
-        )
-        await asyncio.sleep(0.5)
-        result = await self._in_page("Page.captureScreenshot", {"format": "png"})
-        return base64.b64decode(result["data"])
-
 
 class Firefox(Browser):
     async def begin(self) -> None:
@@ -192,15 +176,6 @@ class Firefox(Browser):
         result = await self.command("script.evaluate", parameters)
         assert result["type"] == "success", result
         return str(result["result"]["value"])
-
-    async def screenshot(self, width: int, height: int, *, is_dark: bool = False) -> bytes:
-        await self.command(
-            "browsingContext.setViewport",
-            {"context": self._context, "viewport": {"width": width, "height": height}},
-        )
-        await asyncio.sleep(0.5)
-        result = await self.command("browsingContext.captureScreenshot", {"context": self._context})
-        return base64.b64decode(result["data"])
 
 
 @contextlib.asynccontextmanager

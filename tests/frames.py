@@ -20,6 +20,7 @@ SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 124, 125, 126, 127, 128, 65534, 
 
 
 def xor(payload: bytes, key: bytes) -> bytes:
+    # As two large numbers: a loop over the bytes would be most of what a test of large frames does.
     stream = (key * (len(payload) // 4 + 1))[: len(payload)]
     return (int.from_bytes(payload, "big") ^ int.from_bytes(stream, "big")).to_bytes(
         len(payload), "big"

@@ -7,9 +7,7 @@ close_notify, reset the connection or stop reading.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import os
 import socket
 import ssl
 import struct
@@ -28,18 +26,14 @@ from picows_fast import (
     WSTransport,
 )
 
-from .support import Recorder, accept_response, address, serving
+from .frames import xor
+from .support import Recorder, accept_response, address, serving, upgrade_request
 
 SMALL_BUFFER = 32 * 1024
 SYSTEM_HOLDS = 400_000
 TIMEOUT = 20  # seconds until a test that waits has failed
 
-UPGRADE_REQUEST = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-    + base64.b64encode(os.urandom(16))
-    + b"\r\n\r\n"
-)
+UPGRADE_REQUEST = upgrade_request()
 
 
 class Peer:
@@ -206,11 +200,7 @@ class Peer:
             size = int.from_bytes(await self.readexactly(2 if size == 126 else 8), "big")
         key = await self.readexactly(4) if second & 0x80 else None
         payload = await self.readexactly(size)
-        if key is not None:
-            stream = (key * (size // 4 + 1))[:size]
-            mask = int.from_bytes(stream, "big") ^ int.from_bytes(payload, "big")
-            payload = mask.to_bytes(size, "big")
-        return first & 0x0F, payload
+        return first & 0x0F, payload if key is None else xor(payload, key)
 
     async def read_close(self) -> tuple[int, str]:
         """Skip to CLOSE: (code, reason); (0, "") if it is empty."""

@@ -15,6 +15,8 @@ from typing import Any
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
+from .frames import xor
+
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -128,6 +130,15 @@ async def read_head(reader: asyncio.StreamReader) -> bytes:
     return await reader.readuntil(b"\r\n\r\n")
 
 
+def upgrade_request(extra: bytes = b"") -> bytes:
+    """A request for a WebSocket connection; `extra` are header lines."""
+    key = base64.b64encode(os.urandom(16))
+    return (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key + b"\r\n" + extra + b"\r\n"
+    )
+
+
 def accept_response(request_head: bytes, extra: bytes = b"") -> bytes:
     """The 101 response to a request."""
     key = next(
@@ -194,14 +205,7 @@ async def raw_client(
     """A client that has done the opening handshake; the caller closes the writer."""
     parsed = picows_fast.parse_url(url)
     reader, writer = await asyncio.open_connection(parsed.host, parsed.port, ssl=tls)
-    writer.write(
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-        + base64.b64encode(os.urandom(16))
-        + b"\r\n"
-        + extra
-        + b"\r\n"
-    )
+    writer.write(upgrade_request(extra))
     head = await read_head(reader)
     assert head.startswith(b"HTTP/1.1 101 "), head
     return reader, writer
@@ -223,12 +227,9 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         size = int.from_bytes(await reader.readexactly(2), "big")
     elif size == 127:
         size = int.from_bytes(await reader.readexactly(8), "big")
-    key = await reader.readexactly(4) if second & 0x80 else b"\0\0\0\0"
+    key = await reader.readexactly(4) if second & 0x80 else None
     payload = await reader.readexactly(size)
-    # As two large numbers: a loop over the bytes would be most of what a test of large frames does.
-    repeated = (key * (size // 4 + 1))[:size]
-    plain = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
-    return first & 0x0F, plain.to_bytes(size, "big")
+    return first & 0x0F, payload if key is None else xor(payload, key)
 
 
 async def until(condition: Callable[[], Any], timeout: float = 20) -> None:

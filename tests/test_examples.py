@@ -20,7 +20,7 @@ from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 from . import needs
 from .commands import ENVIRONMENT, Command, Commands, Result, commands_fixture  # noqa: F401
 from .conftest import ROOT
-from .support import Recorder, raw_client, read_frame, serving
+from .support import Recorder, raw_client, read_frame, serving, upgrade_request
 
 EXAMPLES = ROOT / "examples"
 
@@ -208,10 +208,7 @@ async def test_fanout_drops_the_slow(examples: Examples) -> None:
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", picows_fast.parse_url(url).port))
-        slow.sendall(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
+        slow.sendall(upgrade_request())
         seen = ""
         while "WRITE_BACKLOG" not in seen:
             seen += await command.line()

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 import trustme
 
+from ..support import free_port
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 EXPECTED = HERE / "expected.json"
@@ -220,12 +222,6 @@ class Suite:
     def _echo(self, *arguments: str, log: str, **options: Any) -> Any:
         module = (sys.executable, "-m", "tests.conformance.echo")
         return running(*module, *arguments, log=self.folder / f"{log}.log", **options)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def wait_until_listening(port: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import gc
 import os
@@ -17,7 +16,15 @@ from typing import Any
 import picows_fast
 from picows_fast import WSTransport
 
-from ..support import Recorder, address, raw_client, raw_server, read_frame, serving
+from ..support import (
+    Recorder,
+    address,
+    raw_client,
+    raw_server,
+    read_frame,
+    serving,
+    upgrade_request,
+)
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -124,13 +131,7 @@ async def deaf_client(url: str) -> socket.socket:
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await loop.sock_connect(sock, address(url))
-    await loop.sock_sendall(
-        sock,
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-        + base64.b64encode(os.urandom(16))
-        + b"\r\n\r\n",
-    )
+    await loop.sock_sendall(sock, upgrade_request())
     head = await loop.sock_recv(sock, 1)
     while not head.endswith(b"\r\n\r\n"):
         # Not a byte of the frames behind it.

@@ -23,7 +23,7 @@ import ssl
 import sys
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -35,7 +35,6 @@ import websockets.exceptions
 
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
-from picows_fast.core import WSTransport as AnyTransport
 from picows_fast.layers.messages import WSMessageListener
 
 from .adversity.checks import KIB, MIB, resident_bytes
@@ -49,7 +48,7 @@ PATIENCE = 30.0  # seconds for anything that must happen
 GROWTH = 32 * MIB  # bytes that the process may occupy more than after the warm-up
 BACKLOG = 16 * MIB
 
-#: What may end a client's connection while its server is restarted, or when it misbehaves.
+#: What may end a client's connection while its server is restarted.
 EXPECTED = (
     OSError,
     EOFError,
@@ -260,6 +259,17 @@ class OurServer:
             self.server = new
 
 
+@contextlib.contextmanager
+def unless_restarted(server: OurServer) -> Iterator[None]:
+    """What a client of another make meets fails the run, unless its server is restarted."""
+    url = server.url
+    try:
+        yield
+    except EXPECTED as error:
+        if server.url == url:
+            fail(f"a client of another make at {server}: {error!r}")
+
+
 class TheirServer(NamedTuple):
     library: str
     url: str
@@ -349,7 +359,7 @@ class Soak:
                     fail(f"{kind.__name__}: {error!r}")
 
         async def restarts() -> None:
-            while time.monotonic() < until - 5:
+            while time.monotonic() < until - 5 and not failures:
                 await asyncio.sleep(self.choices.uniform(0.5, 3))
                 server = self.choices.choice(self.servers)
                 await server.restart(self.choices.random() < 0.5)
@@ -365,7 +375,7 @@ class Soak:
         await asyncio.sleep(0.5)
         gc.collect()
         state = resident_bytes(), descriptors(), len(asyncio.all_tasks())
-        transports = sum(type(thing) is AnyTransport for thing in gc.get_objects())
+        transports = sum(type(thing) is WSTransport for thing in gc.get_objects())
         open_now = counts["opened"] - counts["closed"]
         elapsed = time.monotonic() - self.started
         connections = sum(counts[kind.__name__] for kind in KINDS)
@@ -504,19 +514,20 @@ class Soak:
         url = self.choices.choice(self.servers).url
         task = asyncio.ensure_future(self.connect(url, Expecting(self.choices)))
         await asyncio.sleep(self.choices.uniform(0, 0.01))
-        if not task.cancel():
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():  # it had come to its end before
             with contextlib.suppress(*EXPECTED):
                 transport, _ = task.result()
                 transport.disconnect(graceful=False)
                 await transport.wait_disconnected()
-        await asyncio.wait([task])
 
     # --- of others
 
     async def by_websockets(self) -> None:
         server = self.choices.choice(self.servers)
         expecting = Expecting(self.choices)
-        with contextlib.suppress(*EXPECTED):
+        with unless_restarted(server):
             async with websockets.asyncio.client.connect(
                 server.url,
                 ssl=self.client_tls if server.tls else None,
@@ -535,7 +546,7 @@ class Soak:
     async def by_aiohttp(self) -> None:
         server = self.choices.choice(self.servers)
         expecting = Expecting(self.choices)
-        with contextlib.suppress(*EXPECTED):
+        with unless_restarted(server):
             async with self.session.ws_connect(
                 server.url, ssl=self.client_tls if server.tls else True, max_msg_size=0
             ) as connection:
@@ -547,7 +558,7 @@ class Soak:
                         await connection.send_bytes(message)
                     answer = await asyncio.wait_for(connection.receive(), PATIENCE)
                     if answer.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                        return
+                        raise aiohttp.ClientError(f"{answer.type!r} for a message")
                     expecting.came(answer.data)
 
     async def by_nobody(self) -> None:

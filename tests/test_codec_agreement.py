@@ -36,7 +36,6 @@ from .frames import BINARY, CLOSE, CONTINUATION, KEY, PING, PONG, TEXT, encode
 DATA = (CONTINUATION, TEXT, BINARY)
 
 agree = settings(
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -39,7 +39,7 @@ def timing(cython_folder: Path) -> ModuleType:
     return load(cython_folder, "timing")
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.lists(latencies, min_size=1, max_size=200))
 def test_agrees_with_sorted_data(values):
     histogram = recorded(values)
@@ -52,7 +52,7 @@ def test_agrees_with_sorted_data(values):
         assert exact <= histogram.percentile(percent) <= exact + exact / 100
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.lists(latencies), st.lists(latencies))
 def test_merged_is_recorded_together(first, second):
     histogram = recorded(first)
@@ -138,7 +138,7 @@ def test_from_cython(timing):
 # --- HdrHistogram's encoding
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.lists(latencies))
 def test_encoding_and_back(values):
     histogram = recorded(values)

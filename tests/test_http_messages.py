@@ -319,7 +319,7 @@ def as_bytes(headers):
     ]
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(mutations)
 def test_accepted_requests_are_read_as_h11_reads_them(changes):
     data = mutate(REQUEST, changes)
@@ -342,7 +342,7 @@ def test_accepted_requests_are_read_as_h11_reads_them(changes):
     assert as_bytes(request.headers) == comparable(event.headers)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(mutations)
 def test_accepted_responses_are_read_as_h11_reads_them(changes):
     data = mutate(RESPONSE, changes)

@@ -189,7 +189,7 @@ steps = st.lists(
 
 
 @BOTH
-@settings(max_examples=400, deadline=None, database=None)
+@settings(max_examples=400, database=None)
 @given(idle=st.integers(1, 20), reply=st.integers(1, 20), steps=steps)
 def test_agrees_with_the_model(strategy, idle, reply, steps):
     scene = Scene(strategy, idle, reply)
@@ -214,7 +214,7 @@ def test_agrees_with_the_model(strategy, idle, reply, steps):
 
 
 @BOTH
-@settings(max_examples=400, deadline=None, database=None)
+@settings(max_examples=400, database=None)
 @given(idle=st.integers(1, 20), reply=st.integers(1, 20), steps=steps)
 def test_deadline_is_neither_missed_nor_spun_on(strategy, idle, reply, steps):
     """Before the deadline nothing is due; at it, something is, or the next one lies ahead."""
@@ -326,7 +326,7 @@ def test_unnumbered_pongs_come_in_order():
     assert not trips.pong_received(b"")
 
 
-@settings(max_examples=400, deadline=None, database=None)
+@settings(max_examples=400, database=None)
 @given(
     st.lists(
         st.one_of(st.just("ping"), st.integers(0, 30), st.binary(min_size=7, max_size=9)),

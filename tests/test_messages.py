@@ -397,7 +397,7 @@ MOSTLY_IN_ORDER = st.lists(
 
 
 @given(MOSTLY_IN_ORDER, st.integers(0, 60), st.integers(1, 6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_agrees_with_the_model(choices, max_message_size, max_fragments):
     model = Model(max_message_size, max_fragments)
     assembler = MessageAssembler(max_message_size=max_message_size, max_fragments=max_fragments)
@@ -417,7 +417,7 @@ def test_agrees_with_the_model(choices, max_message_size, max_fragments):
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_cut_at_random_comes_out_as_it_was(texts, random):
     stream = b""
     for text in texts:

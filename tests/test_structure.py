@@ -1,14 +1,18 @@
-"""The tree: each module has the test file that covers it, and no file is long."""
+"""The tree: modules have test files, names that nothing else checks are right, no file is long."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from . import distribution
+from .conftest import ON_OUR_LOOP, ROOT
+from .thoroughness import ON_EVERY_STREAM, SIDES, STREAMS
 
 PACKAGE = ROOT / "picows_fast"
+TESTS = ROOT / "tests"
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("\\", "/")
     for path in PACKAGE.rglob("*.py*")
@@ -65,7 +69,24 @@ def test_exceptions_are_modules():
 @pytest.mark.parametrize("module", MODULES)
 def test_module_has_its_test_file(module):
     name = COVERED_BY.get(module, f"test_{Path(module).name}")
-    assert (ROOT / "tests" / f"{name}.py").is_file()
+    assert (TESTS / f"{name}.py").is_file()
+
+
+def test_names_of_tests_are_those_of_files():
+    """pytest says nothing of a name that no file has."""
+    stems = {path.stem for path in TESTS.rglob("*") if path.suffix == ".py" or path.is_dir()}
+    assert ON_OUR_LOOP | {ON_EVERY_STREAM, *distribution.TESTS} <= stems
+    # Not all of them are part of an sdist.
+    for file in (ROOT / "dev.py", ROOT / ".ci" / "run", *ROOT.glob(".github/workflows/*.yml")):
+        if file.exists():
+            assert set(re.findall(r"\b(test_\w+)\.py\b", file.read_text(encoding="utf-8"))) <= stems
+
+
+@pytest.mark.parametrize("name", [*SIDES, *STREAMS])
+def test_what_combinations_are_made_of_exists(name):
+    """Under another name it would be one of a test's own values, of which a part is run."""
+    fixture = re.compile(rf"^def {name}\(", re.MULTILINE)
+    assert any(fixture.search(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py"))
 
 
 def test_no_file_of_the_package_is_long():

@@ -148,7 +148,7 @@ def test_url_must_be_a_str(url):
         parse_url(url)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(alphabet="wsh:/@[]%?#.1ae\r\n \u00e9\u2100\\", max_size=20))
 def test_anything_is_read_or_refused(text):
     try:

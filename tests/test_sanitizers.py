@@ -1,4 +1,7 @@
-"""That `make sanitize` can find anything: planted bugs are reported, and no module is left out."""
+"""That `make sanitize` can find anything: planted bugs are reported, and no module is left out.
+
+Only there: what other commands build has no sanitizers, and they skip all of this.
+"""
 
 from __future__ import annotations
 

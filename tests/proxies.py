@@ -76,7 +76,12 @@ class Proxy:
             self._tasks.discard(task)
 
     async def _answer(
-        self, writer: asyncio.StreamWriter, granted: bytes, refused: bytes, allowed: bool = True
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        granted: bytes,
+        refused: bytes,
+        allowed: bool = True,
     ) -> None:
         if self.silent:
             await asyncio.Event().wait()
@@ -86,7 +91,7 @@ class Proxy:
             writer.write(refused)
             await writer.drain()
             writer.write_eof() if writer.can_write_eof() else writer.close()
-            await asyncio.sleep(0.05)
+            await reader.read()  # until the client has seen it, and left
             raise _RefusedError
         answer = granted if self.answer is None else self.answer
         for piece in [answer[i : i + 1] for i in range(len(answer))] if self.pieces else [answer]:
@@ -122,6 +127,7 @@ class Proxy:
             allowed = f"Proxy-Authorization: Basic {wanted}" in lines
         status = "403 Forbidden" if allowed else "407 Proxy Authentication Required"
         await self._answer(
+            reader,
             writer,
             b"HTTP/1.1 200 Connection established\r\nVia: 1.1 test\r\n\r\n",
             f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode(),
@@ -143,7 +149,7 @@ class Proxy:
         self.requests.append((host, port))
         self.given_credentials.append(user)
         allowed = self.credentials is None or user == self.credentials[0]
-        await self._answer(writer, b"\0\x5a" + bytes(6), b"\0\x5b" + bytes(6), allowed)
+        await self._answer(reader, writer, b"\0\x5a" + bytes(6), b"\0\x5b" + bytes(6), allowed)
         await self._relay(host, port, reader, writer)
 
     async def _serve_socks5(
@@ -178,7 +184,7 @@ class Proxy:
         port = int.from_bytes(await reader.readexactly(2), "big")
         self.requests.append((host, port))
         bound = b"\x01" + bytes(6)
-        await self._answer(writer, b"\x05\x00\x00" + bound, b"\x05\x02\x00" + bound)
+        await self._answer(reader, writer, b"\x05\x00\x00" + bound, b"\x05\x02\x00" + bound)
         await self._relay(host, port, reader, writer)
 
 

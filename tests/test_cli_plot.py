@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from picows_fast.cli import _parser
 from picows_fast.cli.plot import check_plot, draw_latency
 from picows_fast.cli.runtime import CommandError
 from picows_fast.layers.histogram import LatencyHistogram
@@ -33,15 +33,19 @@ async def test_connect_tells_its_figures(commands: Commands) -> None:
     assert re.search(r"^\* from the kernel to this program: p50 .* p99 .* max ", result.err, re.M)
 
 
-async def test_connect_draws(commands: Commands, tmp_path: Path) -> None:
+async def test_connect_draws(
+    commands: Commands, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = tmp_path / "latency.svg"
     async with server(echo) as url:
         result = await commands.run("connect", url, "--plot", str(path), stdin=b"a\n" * 100)
     assert result.code == 0
-    drawn = f"* plot: {path}\n" in result.err
-    assert path.exists() == drawn
-    assert drawn or "* plot: nothing to draw\n" in result.err
-    assert not drawn or "<svg" in path.read_text()
+    if needs.IS_LINUX and request.config.getoption("--transport") != "loop":
+        assert f"* plot: {path}\n" in result.err
+        assert "<svg" in path.read_text()
+    else:  # nothing is known of when data came
+        assert "* plot: nothing to draw\n" in result.err
+        assert not path.exists()
 
 
 async def test_demo_draws(commands: Commands, tmp_path: Path) -> None:
@@ -79,17 +83,18 @@ async def test_nothing_to_draw(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("values", [[0], [0, 5], [3_600_000_000_000] * 3], ids=["0", "0, 5", "h"])
+@pytest.mark.parametrize(
+    "values", [[0], [0, 5], [3_600_000_000_000] * 3], ids=["0", "0, 5", "hours"]
+)
 async def test_odd_distributions(tmp_path: Path, values: list[int]) -> None:
     histogram = LatencyHistogram()
     for value in values:
         histogram.record(value)
-    assert draw_latency(tmp_path / "latency.svg", {"all": histogram}, "title")
+    path = tmp_path / "latency.svg"
+    assert draw_latency(path, {"all": histogram}, "title")
+    assert "<svg" in path.read_text()
 
 
 async def test_arguments_know_it() -> None:
-    from picows_fast.cli import _parser
-
     parsed = _parser().parse_args(["connect", "ws://a/", "--plot", "a.svg"])
-    assert isinstance(parsed, argparse.Namespace)
     assert parsed.plot == Path("a.svg")

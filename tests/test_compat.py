@@ -10,6 +10,8 @@ import pytest
 
 import picows_fast
 
+from .support import until
+
 CLASSES = sorted(
     name
     for name, value in vars(picows).items()
@@ -123,16 +125,12 @@ async def events_of_a_program(module):
     )
     assert len(await asyncio.wait_for(transport.measure_roundtrip_time(2), 20)) == 2
     transport.send_ping(b"ping")
-    while seen["client"][-1][0] != "PONG":  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+    await until(lambda: seen["client"][-1][0] == "PONG")
     transport.send_close(module.WSCloseCode.OK, "enough")
     await asyncio.wait_for(transport.wait_disconnected(), 20)
     assert client.transport is transport
     server.close()
-    for _ in range(1000):
-        if seen["server"][-1][0] == "disconnected":
-            break
-        await asyncio.sleep(0.005)
+    await until(lambda: seen["server"][-1][0] == "disconnected")
     return paths, seen
 
 

@@ -19,13 +19,14 @@ from picows_fast import WSListener, WSMsgType
 
 from . import needs
 from .peers import connected
-from .support import Recorder, accept_response, raw_server, server_frame, serving
+from .support import Echo, Recorder, accept_response, raw_server, server_frame, serving
 
 pytestmark = needs.epoll
 
 BINARY = WSMsgType.BINARY
 SPIN = 0.002  # seconds
 SO_BUSY_POLL = 46
+SO_INCOMING_CPU = 49
 
 
 def selector_of(loop):
@@ -526,15 +527,43 @@ def test_busy_poll_of_a_connection_is_bounded(busy_poll):
     picows_fast.run(asyncio.wait_for(main(), 60), busy_poll=busy_poll)
 
 
+class Noting(socket.socket):
+    """A socket that notes what is set: without privileges that is what would be so anyway."""
+
+    def __init__(self):
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.options = []
+
+    def setsockopt(self, level, option, *value):
+        self.options.append((level, option, *value))
+        super().setsockopt(level, option, *value)
+
+
+SOCKET_OPTIONS = {"so_busy_poll": 0, "so_incoming_cpu": 0}
+NOTED = {(socket.SOL_SOCKET, SO_BUSY_POLL, 0), (socket.SOL_SOCKET, SO_INCOMING_CPU, 0)}
+
+
 async def test_socket_options():
-    options = {"so_busy_poll": 0, "so_incoming_cpu": 0, "tcp_quickack": True}
-    async with serving(lambda request: Recorder(), **options) as url:
-        transport, listener = await picows_fast.ws_connect(Recorder, url, **options)
-        sock = transport.underlying_transport.get_extra_info("socket")
-        assert sock.getsockopt(socket.SOL_SOCKET, SO_BUSY_POLL) == 0
-        transport.send(BINARY, b"x")
-        transport.disconnect(graceful=False)
-        await listener.closed()
+    listening, ours = Noting(), Noting()
+    listening.bind(("127.0.0.1", 0))
+    server = await picows_fast.ws_create_server(
+        lambda request: Echo(), sock=listening, tcp_quickack=True, **SOCKET_OPTIONS
+    )
+    transport, listener = await picows_fast.ws_connect(
+        Recorder,
+        f"ws://127.0.0.1:{listening.getsockname()[1]}/",
+        socket_factory=lambda _: ours,
+        tcp_quickack=True,
+        **SOCKET_OPTIONS,
+    )
+    transport.send(BINARY, b"x")
+    assert await listener.frame() == (BINARY, b"x", True)
+    transport.disconnect(graceful=False)
+    await listener.closed()
+    server.close()
+    await server.wait_closed()
+    for sock in (listening, ours):
+        assert set(sock.options) >= NOTED
 
 
 class Refusing(socket.socket):

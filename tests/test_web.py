@@ -17,7 +17,7 @@ from picows_fast.cli.web import Books, WebDemo, page_and_policy, same_origin
 
 from .browsers import browser, program
 from .commands import Commands, commands_fixture  # noqa: F401
-from .support import Recorder
+from .support import Recorder, until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -71,8 +71,7 @@ async def test_the_page_needs_nothing_else() -> None:
 
 async def test_the_feed(demo: WebDemo) -> None:
     """First the state, then what follows; the clock on request."""
-    while not demo.state.books:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: demo.state.books)
     transport, client = await picows_fast.ws_connect(
         Recorder, demo.url.replace("http", "ws") + "feed"
     )

@@ -48,6 +48,7 @@ from .http_messages import (
     joined_values,
 )
 from .origins import OriginPolicy
+from .subprotocols import checked_subprotocols
 from .upgrade_request import read_upgrade
 from .url import WSParsedURL
 
@@ -304,7 +305,7 @@ def _request_headers(
             "Sec-WebSocket-Version": _WEBSOCKET_VERSION,
         }
     )
-    offered = _checked_subprotocols(subprotocols)
+    offered = checked_subprotocols(subprotocols)
     if offered:
         headers["Sec-WebSocket-Protocol"] = ", ".join(offered)
     if send_credentials and url.user_info is not None and "Authorization" not in extra:
@@ -348,7 +349,7 @@ class ServerHandshake:
         origins: OriginPolicy | Iterable[str | None] | None = None,
     ) -> None:
         self._limits = limits
-        self._subprotocols = _checked_subprotocols(subprotocols)
+        self._subprotocols = checked_subprotocols(subprotocols)
         if origins is not None and not isinstance(origins, OriginPolicy):
             origins = OriginPolicy(origins)
         self._origins = origins
@@ -710,22 +711,6 @@ def parse_extensions(values: Iterable[str]) -> list[Extension]:
             if position < len(value) and value[position] != ",":
                 raise ValueError("extension parameter expected")
     return extensions
-
-
-def _checked_subprotocols(subprotocols: Sequence[str] | None) -> list[str]:
-    if subprotocols is None:
-        return []
-    if isinstance(subprotocols, (str, bytes)):
-        raise TypeError("subprotocols must be a sequence of str, not a single one")
-    checked = list(subprotocols)
-    for name in checked:
-        if not isinstance(name, str):
-            raise TypeError(f"subprotocols must be a sequence of str, got {name!r} in it")
-        if IS_TOKEN.fullmatch(name) is None:
-            raise ValueError(f"subprotocols has {name!r}, which is not a token (RFC 6455 4.1)")
-    if len(set(checked)) != len(checked):
-        raise ValueError("subprotocols names one of them twice (RFC 6455 4.1)")
-    return checked
 
 
 def _accept_value(key: str) -> str:

@@ -3,7 +3,8 @@
 ``ClientOptions`` and ``ServerOptions`` are what ``ws_connect`` and ``ws_create_server`` read their
 defaults from and check their arguments with. A value is checked when the object is made, and the
 error names the parameter. What a setting does is carried out elsewhere: this module imports
-nothing of the package but the syntax of origins, does no I/O and knows no event loop.
+nothing of the package but the syntax of origins and subprotocols, does no I/O and knows no event
+loop.
 
 Each field is declared by ``setting``, which keeps the check, the unit and the text in the field's
 metadata. Rules that concern two settings at once stand in ``_check_combinations``.
@@ -25,6 +26,7 @@ from ssl import SSLContext, SSLSession
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from .origins import OriginPolicy
+from .subprotocols import checked_subprotocols
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -63,11 +65,6 @@ _LOGGER_METHODS: Final = (
     "isEnabledFor",
 )
 _ROOT_LOGGER: Final = "picows_fast"
-
-# RFC 9110 5.6.2
-_TOKEN_CHARACTERS: Final = frozenset(
-    "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-)
 
 
 # Checks. Each takes the parameter's name and value, and raises TypeError or ValueError.
@@ -171,15 +168,8 @@ def _logger(name: str, value: Any) -> None:
 
 
 def _subprotocols(name: str, value: Any) -> None:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise _wrong_type(name, "a sequence of str", value)
-    for subprotocol in value:
-        if not isinstance(subprotocol, str):
-            raise TypeError(f"{name} must contain str, got {type(subprotocol).__name__}")
-        if not subprotocol or not _TOKEN_CHARACTERS.issuperset(subprotocol):
-            raise ValueError(f"{name} must contain tokens (RFC 6455 4.1), got {subprotocol!r}")
-    if len(set(value)) != len(value):
-        raise ValueError(f"{name} must not contain a subprotocol twice, got {list(value)}")
+    del name
+    checked_subprotocols(value)
 
 
 def _origins(name: str, value: Any) -> None:

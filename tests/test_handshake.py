@@ -193,20 +193,6 @@ def test_credentials_of_the_url_become_basic_authentication():
     assert given.getall("Authorization") == ["Bearer x"]
 
 
-@pytest.mark.parametrize("subprotocols", [["a b"], ["a,b"], [""], ["a", "a"], ["a\r\nX: y"]])
-def test_subprotocols_are_checked(subprotocols):
-    with pytest.raises(ValueError, match="subprotocols"):
-        client(subprotocols=subprotocols)
-    with pytest.raises(ValueError, match="subprotocols"):
-        ServerHandshake(subprotocols=subprotocols)
-
-
-@pytest.mark.parametrize("subprotocols", ["abc", b"abc", [b"a"], [None]])
-def test_subprotocols_of_wrong_types(subprotocols):
-    with pytest.raises(TypeError, match="subprotocols"):
-        client(subprotocols=subprotocols)
-
-
 @pytest.mark.parametrize("key", ["", "abc", KEY[:-2], base64.b64encode(b"x" * 15).decode()])
 def test_key_is_checked(key):
     with pytest.raises(ValueError, match="key"):

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 # What each module may import of the package. What is not listed is forbidden, so a new module is
 # put into its place here first.
 BASE = {"exceptions", "states", "keepalive", "options", "_version"}
-HANDSHAKE = {"url", "origins", "http_messages", "upgrade_request", "handshake"}
+HANDSHAKE = {"url", "origins", "subprotocols", "http_messages", "upgrade_request", "handshake"}
 NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls", "net.foreign"} | {
     "net.open",
     "net.tuning",
@@ -32,11 +32,13 @@ ALLOWED: dict[str, set[str]] = {
     "traffic": {"stats"},
     "keepalive": set(),
     "origins": set(),
-    "options": {"origins"},
+    "options": {"origins", "subprotocols"},
     "url": {"exceptions"},
     "http_messages": {"exceptions"},
+    "subprotocols": {"http_messages"},
     "upgrade_request": set(),
-    "handshake": {"exceptions", "url", "origins", "http_messages", "upgrade_request"},
+    "handshake": {"exceptions", "url", "origins", "subprotocols", "http_messages"}
+    | {"upgrade_request"},
     "wire": set(),
     "codec": {"wire", "exceptions"},
     "net": set(),
@@ -75,6 +77,7 @@ TOP = {"", "__main__", "cli"}
 
 # These do no I/O: bytes and a clock are handed to them.
 SANS_IO = {"codec", "handshake", "http_messages", "origins", "url", "keepalive", "states"} | {
+    "subprotocols",
     "connections",
     "exceptions",
     "upgrade_request",

@@ -61,7 +61,7 @@ async def open_listening_sockets(
     unix_path: str | bytes | os.PathLike[str] | None = None,
     listen: bool = True,
 ) -> list[socket.socket]:
-    """Bind every address that host and port stand for, then listen on all of them.
+    """Bind every address that host and port stand for, and listen on all of them.
 
     Exactly one of host/port, ``sock`` and ``unix_path`` says where. A ``host`` of None or "" means
     all interfaces, a sequence several hosts; port 0 or None takes a free port for each address.

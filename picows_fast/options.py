@@ -669,8 +669,8 @@ class ServerOptions(ConnectionOptions):
     start_serving: bool = setting(
         True,
         _flag,
-        "Whether connections are accepted at once. If not, the server's start_serving or "
-        "serve_forever begins it.",
+        "Whether connections are accepted at once. If not, addresses are bound, and the server's "
+        "start_serving or serve_forever begins to listen on them.",
     )
 
     def _check_combinations(self) -> None:

@@ -154,6 +154,7 @@ async def ws_create_server(
         reuse_address=options.reuse_address,
         reuse_port=options.reuse_port,
         unix_path=options.unix_path,
+        listen=options.start_serving,
     )
     try:
         for listening in sockets:

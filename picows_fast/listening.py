@@ -19,10 +19,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["Acceptor", "LoopAcceptor", "open_listening_sockets"]
+__all__ = ["Acceptor", "LoopAcceptor", "OnSocket", "open_listening_sockets"]
 
 _logger = logging.getLogger("picows_fast.server")
 
+#: called with an accepted socket and the peer's address
 OnSocket = Callable[[socket.socket, Any], None]
 
 # Errors of one connection that died in the queue, not of the listening socket: accept(2).
@@ -42,7 +43,7 @@ _LOST_CONNECTION: Final = frozenset(
     )
     if hasattr(errno, name)
 )
-# There, an accepted socket has the options of the listening one.
+# On Linux, an accepted socket has the options of the listening one.
 _INHERITS_OPTIONS: Final = sys.platform == "linux"
 _PAUSE_AFTER_ERROR: Final = 1.0  # seconds
 
@@ -65,12 +66,13 @@ async def open_listening_sockets(
 
     Exactly one of host/port, ``sock`` and ``unix_path`` says where. A ``host`` of None or "" means
     all interfaces, a sequence several hosts; port 0 or None takes a free port for each address.
-    ``reuse_address`` None means on, except on Windows. A Unix socket that nobody listens on any
-    more is replaced; any other file at ``unix_path`` is left alone. Without ``listen`` the sockets
-    are only bound.
+    ``backlog`` is the number of connections that may wait to be accepted. ``reuse_address`` None
+    means on, except on Windows. A Unix socket that nobody listens on any more is replaced; any
+    other file at ``unix_path`` is an error. Without ``listen`` the sockets are only bound.
 
     The sockets are non-blocking. If the call fails, those it made are closed. Raises OSError
-    naming the address, and ValueError for arguments that do not go together.
+    naming the address, and ValueError for arguments that do not go together or that this platform
+    does not have.
     """
     ways = [host is not None or port is not None, sock is not None, unix_path is not None]
     if sum(ways) != 1:
@@ -273,7 +275,7 @@ class Acceptor:
         self._is_failing = False
         self._resume_handle: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to accept. Does nothing if it has begun; RuntimeError after ``close``."""
         if self._is_closed:
             raise RuntimeError("the acceptor is closed")
@@ -377,8 +379,8 @@ class Acceptor:
 class LoopAcceptor:
     """Leaves accepting to the event loop: for loops that cannot watch a listening descriptor.
 
-    `make_protocol` is called for each accepted connection, as with ``loop.create_server``. The loop
-    cannot be told to wait, so ``hold`` has no effect.
+    ``make_protocol`` is called for each accepted connection, as with ``loop.create_server``. The
+    loop cannot be told to wait, so ``hold`` has no effect.
     """
 
     def __init__(
@@ -398,13 +400,17 @@ class LoopAcceptor:
     async def start(self) -> None:
         """Begin to accept. RuntimeError if it is closed, also meanwhile."""
         for sock in self._sockets:
-            if self._make_protocol is None:
-                raise RuntimeError("the acceptor is closed")
             server = await self._loop.create_server(
-                self._make_protocol, sock=sock, backlog=self._backlog, start_serving=False
+                self._protocol_factory(), sock=sock, backlog=self._backlog, start_serving=False
             )
             self._servers.append(server)  # before an await at which we may be cancelled
             await server.start_serving()
+        self._protocol_factory()  # raises if it was closed at the last await
+
+    def _protocol_factory(self) -> Callable[[], asyncio.BaseProtocol]:
+        if self._make_protocol is None:
+            raise RuntimeError("the acceptor is closed")
+        return self._make_protocol
 
     def close(self) -> None:
         """Stop for good and close the listening sockets. May be called again."""

@@ -187,16 +187,15 @@ class Server:
     async def start_serving(self) -> None:
         """Begin to accept connections. Does nothing if it has begun.
 
-        Raises RuntimeError after ``close``, OSError if a socket cannot listen.
+        Raises RuntimeError after ``close``, also if that comes meanwhile, and OSError if a socket
+        cannot listen.
         """
         if self._is_closed:
             raise RuntimeError(f"server {self!r} is closed")
         if not self._is_serving:
             for sock in self._sockets:
                 sock.listen(self._backlog)
-            started = self._acceptor.start()
-            if started is not None:
-                await started
+            await self._acceptor.start()
             self._is_serving = True
 
     async def serve_forever(self) -> None:

@@ -307,15 +307,15 @@ async def test_all_that_wait_are_accepted(backlog: int) -> None:
         accept(listening_socket)
 
     acceptor._accept = counting_accept  # type: ignore[method-assign]
-    acceptor.start()
-    acceptor.start()
+    await acceptor.start()
+    await acceptor.start()
     await accepted.wait_for(20)
     assert max(turns) <= backlog
     assert sorted(accepted.addresses) == sorted(client.getsockname() for client in clients)
     acceptor.close()
     acceptor.close()
     with pytest.raises(RuntimeError, match="closed"):
-        acceptor.start()
+        await acceptor.start()
     accepted.close()
     for client in clients:
         client.close()

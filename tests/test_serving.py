@@ -82,6 +82,19 @@ async def test_server_before_and_after_close() -> None:
         await server.serve_forever()
 
 
+async def test_close_while_serving_begins(io_options: dict[str, bool]) -> None:
+    """What begins in several turns of the loop must not begin behind the end."""
+    server = await ws_create_server(
+        lambda request: None, "127.0.0.1", 0, start_serving=False, **io_options
+    )
+    starting = asyncio.ensure_future(server.start_serving())
+    await asyncio.sleep(0)
+    server.close()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert not server.is_serving()
+    await asyncio.wait_for(server.wait_closed(), TIMEOUT)
+
+
 async def test_close_before_serving() -> None:
     sockets = await bind("127.0.0.1", 0, listen=False)
     server = Server(asyncio.get_running_loop(), sockets, Accepted())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from picows_fast.cli.feedfile import FeedError, FeedWriter, check_feed, read_feed
+from picows_fast.cli.feedfile import FeedError, FeedWriter, check_feed, read_feed, repeat_feed
 
 MESSAGES = [
     (0, ""),
@@ -39,6 +39,20 @@ def feed(tmp_path: Path) -> Path:
 
 def test_round_trip(feed: Path) -> None:
     assert list(read_feed(feed)) == MESSAGES
+
+
+def test_repeated_feed_goes_on_in_time(tmp_path: Path) -> None:
+    feed = repeat_feed(write_messages(tmp_path / "feed", [(0, "a"), (7, "b")]))
+    assert [next(feed) for _ in range(5)] == [(0, "a"), (7, "b"), (7, "a"), (14, "b"), (14, "a")]
+
+
+def test_repeated_feed_that_is_emptied(tmp_path: Path) -> None:
+    path = write_messages(tmp_path / "feed", [(0, "a")])
+    feed = repeat_feed(path)
+    assert next(feed) == (0, "a")
+    write_messages(path, [])
+    with pytest.raises(FeedError, match="holds no messages"):
+        next(feed)
 
 
 def test_path_may_be_a_string(feed: Path) -> None:

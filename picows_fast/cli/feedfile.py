@@ -83,13 +83,22 @@ def read_feed(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def repeat_feed(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """As `read_feed`, for ever: each time it goes on where the time of the last message ended."""
+    """As `read_feed`, for ever: each time it goes on where the time of the last message ended.
+
+    Raises FeedError, too, once the file holds no messages.
+    """
     offset = 0
     while True:
-        last = 0
+        last: int | None = None
         for last, text in read_feed(path):
             yield offset + last, text
+        if last is None:
+            raise _no_messages(path)
         offset += last
+
+
+def _no_messages(path: str | os.PathLike[str]) -> FeedError:
+    return FeedError(f"{os.fspath(path)}: holds no messages")
 
 
 def check_feed(path: str | os.PathLike[str]) -> FeedSummary:
@@ -103,7 +112,7 @@ def check_feed(path: str | os.PathLike[str]) -> FeedSummary:
         payload_bytes += utf8_size(text)
         duration = microseconds
     if not messages:
-        raise FeedError(f"{os.fspath(path)}: holds no messages")
+        raise _no_messages(path)
     return FeedSummary(messages, payload_bytes, duration)
 
 

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import connect, demo, record, replay, web
-from .client import add_connection_arguments, positive_seconds
+from .client import add_connection_arguments
 from .demo import DEFAULT_RATE, DEFAULT_SECONDS
 from .feedfile import FeedError, check_feed
-from .publish import speed
 from .runtime import INTERRUPTED, LOOP_NAMES, CommandError, default_loop, run_command
 from .web import DEFAULT_WEB_PORT, DEFAULT_WEB_RATE
 
@@ -81,6 +80,9 @@ examples:
 """
 
 
+# The types of arguments. argparse calls them with the text, and names them in its errors.
+
+
 def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -95,10 +97,30 @@ def _rate(text: str) -> float:
     return value
 
 
+def _positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
 def _seconds_or_inf(text: str) -> float:
     value = float(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, or inf, got {text}")
+    return value
+
+
+def _speed(text: str) -> float | None:
+    """A factor above 0, or "max" for None."""
+    if text == "max":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a speed is a number above 0 or 'max', got {text!r}")
     return value
 
 
@@ -111,6 +133,7 @@ def _port(text: str) -> int:
 
 _positive_int.__name__ = "whole number"
 _rate.__name__ = _seconds_or_inf.__name__ = "number"
+_positive_seconds.__name__ = "duration in seconds"
 _port.__name__ = "port number"
 
 
@@ -154,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         to.add_argument(
             "--speed",
             metavar="FACTOR",
-            type=speed,
+            type=_speed,
             default=argparse.SUPPRESS,
             help="1: as recorded (default), 10: ten times as fast, max: as fast as it is received",
         )
@@ -176,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--seconds",
         metavar="S",
-        type=positive_seconds,
+        type=_positive_seconds,
         help=f"how long to publish (default: {DEFAULT_SECONDS:g}, or the whole feed)",
     )
     sub.add_argument(
@@ -225,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--ping-interval",
         metavar="S",
-        type=positive_seconds,
+        type=_positive_seconds,
         default=1.0,
         help="seconds between pings (default: 1)",
     )
@@ -262,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         help="send this first, e.g. to subscribe; may be repeated",
     )
     sub.add_argument(
-        "--seconds", metavar="S", type=positive_seconds, help="stop S seconds after connecting"
+        "--seconds", metavar="S", type=_positive_seconds, help="stop S seconds after connecting"
     )
     sub.add_argument("--messages", metavar="N", type=_positive_int, help="stop after N messages")
     add_loop(sub)

@@ -10,7 +10,8 @@ import json
 import random
 from collections.abc import Iterator
 
-# symbol, decimals of the price, first price, decimals of the size, largest usual size
+# symbol, decimals of the price, first price in ticks (units of its last decimal), decimals of the
+# size, largest usual size
 _MARKETS = (
     ("BTC-USD", 2, 64_250_00, 5, 1.5),
     ("ETH-USD", 2, 3_180_00, 4, 20.0),
@@ -45,7 +46,7 @@ class _Market:
         self._asks: dict[int, str] = {}
 
     def depth(self) -> dict[str, object]:
-        """Move the market a little; the levels that changed. Size "0" takes a level away."""
+        """Move the market a little; return the levels that changed. Size "0" takes a level away."""
         rng = self._rng
         self._mid += round(rng.gauss(0.0, 2.0))
         bids: dict[int, str] = {}

@@ -83,17 +83,6 @@ def printable(text: str) -> str:
     )
 
 
-def positive_seconds(text: str) -> float:
-    """argparse type: a duration above 0, in seconds."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-positive_seconds.__name__ = "duration in seconds"
-
-
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import ssl
 import time
@@ -37,19 +36,6 @@ def loopback_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     return context
-
-
-def speed(text: str) -> float | None:
-    """argparse type: a factor above 0, or "max" for None."""
-    if text == "max":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"a speed is a number above 0 or 'max', got {text!r}")
-    return value
 
 
 async def paced(messages: Iterable[tuple[int, str]], speed: float | None) -> AsyncIterator[str]:

@@ -67,19 +67,19 @@ async def run(args: argparse.Namespace) -> int:
     except BaseException:
         writer.discard()
         raise
-    waiting = [
-        asyncio.ensure_future(wait_end(transport, recorder)),
-        asyncio.ensure_future(recorder.enough.wait()),
-    ]
+    ended = asyncio.ensure_future(wait_end(transport, recorder))
+    enough = asyncio.ensure_future(recorder.enough.wait())
     progress = asyncio.ensure_future(_show_progress(writer, recorder))
     try:
         for text in args.send:
             transport.send(WSMsgType.TEXT, text)
-        await asyncio.wait(waiting, timeout=args.seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {ended, enough}, timeout=args.seconds, return_when=asyncio.FIRST_COMPLETED
+        )
         recorder.enough.set()
-        if not waiting[0].done():
+        if not ended.done():
             return 0
-        waiting[0].result()
+        ended.result()
         text, clean = describe_end(transport)
         if not clean:
             print(text, file=sys.stderr)
@@ -91,9 +91,9 @@ async def run(args: argparse.Namespace) -> int:
         try:
             await close(transport)
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(progress, *waiting, return_exceptions=True)
+            ended.cancel()
+            enough.cancel()
+            await asyncio.gather(progress, ended, enough, return_exceptions=True)
             _complete(writer, recorder)
 
 

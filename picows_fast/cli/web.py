@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from picows_fast import (
     Server,
+    WSCloseCode,
     WSFrame,
     WSListener,
     WSMsgType,
@@ -51,7 +52,6 @@ _STATUS_INTERVAL = 0.5  # seconds
 # A page sends a short text now and then.
 _MAX_FRAME_SIZE = 4096
 _MAX_WRITE_BACKLOG = 1 << 20
-_RESTARTS = 1012  # close code: a page may come back
 # Seconds that pages have to answer CLOSE when the command ends.
 _SHUTDOWN_TIMEOUT = 2.0
 
@@ -120,7 +120,8 @@ def _price(level: tuple[str, str]) -> float:
 
 def text_of(kind: str, seq: int, body: dict[str, Any], *, is_news: bool = True) -> str:
     """A message for the page; `now`, in ms since 1970, is when it was published; 0: a snapshot."""
-    return _encode({"type": kind, "seq": seq, "now": time.time() * 1000 * is_news, **body})
+    now = time.time() * 1000 if is_news else 0
+    return _encode({"type": kind, "seq": seq, "now": now, **body})
 
 
 class Page(WSListener):
@@ -236,7 +237,10 @@ class WebDemo:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.shutdown(code=_RESTARTS, timeout=_SHUTDOWN_TIMEOUT)
+        await self._server.shutdown(
+            code=WSCloseCode.SERVICE_RESTART,  # a page may come back
+            timeout=_SHUTDOWN_TIMEOUT,
+        )
 
     async def run(self, seconds: float | None) -> None:
         """Publish for so long, or until something fails; None: until it is cancelled."""
@@ -284,5 +288,6 @@ async def run(args: argparse.Namespace) -> int:
             with contextlib.suppress(asyncio.CancelledError):
                 await demo.run(args.seconds)
     except OSError as error:
-        raise CommandError(f"cannot serve on {args.host}:{args.port}: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise CommandError(f"cannot serve on {args.host}:{args.port}: {reason}") from error
     return 0

@@ -11,13 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from picows_fast import WSHandshakeError, WSInvalidStatusError, WSInvalidURL, WSParsedURL, parse_url
-from picows_fast.handshake import (
-    ClientHandshake,
-    HandshakeLimits,
-    ServerHandshake,
-    redirect_headers,
-)
-from picows_fast.http_messages import WSUpgradeRequest, WSUpgradeResponse
+from picows_fast.handshake import ClientHandshake, ServerHandshake, redirect_headers
+from picows_fast.http_messages import HandshakeLimits, WSUpgradeRequest, WSUpgradeResponse
 
 from . import heads
 from .source import Source, pieces

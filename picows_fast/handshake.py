@@ -40,7 +40,6 @@ from .http_messages import (
     ResponseHeadReader,
     WSUpgradeRequest,
     WSUpgradeResponse,
-    WSUpgradeResponseWithListener,
     checked_body,
     checked_headers,
     encode_head,
@@ -54,11 +53,8 @@ from .url import WSParsedURL
 
 __all__ = [
     "ClientHandshake",
-    "HandshakeLimits",
+    "HandshakeRefusedError",
     "ServerHandshake",
-    "WSUpgradeRequest",
-    "WSUpgradeResponse",
-    "WSUpgradeResponseWithListener",
     "parse_extensions",
     "redirect_headers",
 ]
@@ -109,7 +105,7 @@ class ClientHandshake:
     `extra_headers`: mapping or pairs. Host replaces the one made from the URL; the headers that the
     handshake makes itself (Upgrade, Connection, Sec-WebSocket-Key, Sec-WebSocket-Version) and those
     of a body are refused. Extensions and subprotocols offered here may be selected by the server.
-    `subprotocols`: offered, in order of preference.
+    `subprotocols`: offered, in order of preference. `limits`: what the response may cost.
     `key`: value of Sec-WebSocket-Key; random if None.
 
     Raises TypeError or ValueError if an argument is not valid.
@@ -316,9 +312,10 @@ def _request_headers(
 
 
 class HandshakeRefusedError(Exception):
-    """The server cannot take the request now, which is no fault of it: a limit was reached.
+    """Nothing is wrong with the request, but the server cannot take it now: a limit was reached, or
+    it stops listening.
 
-    `status`, `text`: what the client gets. `reason`: the limit.
+    `status`, `text`: what the client gets. `reason`: which of `connections.REFUSAL_REASONS`.
     """
 
     def __init__(self, status: HTTPStatus, text: str, reason: str) -> None:
@@ -334,9 +331,9 @@ class ServerHandshake:
     Give what arrives to `receive_data` until it returns the request, then answer with one of
     `accept`, `finish` and `reject`; each returns the response to send with `to_bytes()`.
 
-    `subprotocols`: what the server speaks, in order of preference. `origins`: the Origins that an
-    upgrade may come from (RFC 6455 10.2): what `OriginPolicy` takes, one that was made before, or
-    None for no check.
+    `limits`: what the request may cost. `subprotocols`: what the server speaks, in order of
+    preference. `origins`: the Origins that an upgrade may come from (RFC 6455 10.2): what
+    `OriginPolicy` takes, one that was made before, or None for no check.
 
     Raises TypeError or ValueError if an argument is not valid.
     """
@@ -458,8 +455,8 @@ class ServerHandshake:
         the client offered. It is left as it is, the completed copy is returned.
 
         Raises WSInvalidUpgradeError, WSInvalidHeaderError or WSInvalidMessageError if the request
-        is not a valid upgrade, ValueError if `response` does not fit; RuntimeError before the
-        request is complete.
+        is not a valid upgrade, TypeError or ValueError if `response` does not fit; RuntimeError
+        before the request is complete.
         """
         request = self.request
         if request is None:
@@ -501,10 +498,13 @@ class ServerHandshake:
         `response` is left as it is; the returned copy has Connection, Content-Length, and no body
         if the request was HEAD.
 
-        Raises ValueError if its status is 1xx, or a header is not valid.
+        Raises ValueError if its status is 1xx, TypeError or ValueError if a header or the body is
+        not valid.
         """
         if response.status < 200:
-            raise ValueError(f"status of a final response is not 1xx, got {int(response.status)}")
+            raise ValueError(
+                f"status of a final response must not be 1xx, got {int(response.status)}"
+            )
         headers = CIMultiDict(checked_headers(response.headers))
         body = checked_body(response.body) or b""
         for name in ("Content-Length", "Transfer-Encoding", "Keep-Alive"):
@@ -568,7 +568,7 @@ class ServerHandshake:
         return self._refuse(error(text, name, joined_values(headers, name)), status)
 
     def _check_request(self, request: WSUpgradeRequest) -> None:
-        """What RFC 9112 asks of any request."""
+        """What is asked of any request: one Host (RFC 9112 3.2), and no body."""
         headers = request.headers
         hosts = headers.getall("Host", ())
         if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
@@ -595,6 +595,7 @@ class ServerHandshake:
             )
 
     def _check_upgrade(self, request: WSUpgradeRequest) -> None:
+        """RFC 6455 4.2.1, what the request of a WebSocket connection has."""
         headers = request.headers
         if request.method != b"GET":
             raise self._refuse(
@@ -633,6 +634,7 @@ class ServerHandshake:
             )
 
     def _check_offers(self, request: WSUpgradeRequest) -> None:
+        """The grammar of offered subprotocols and extensions (RFC 6455 4.3)."""
         headers = request.headers
         if not all(map(IS_TOKEN.fullmatch, request.subprotocols)):
             raise self._invalid(headers, "Sec-WebSocket-Protocol", "a subprotocol is not a token")
@@ -644,6 +646,7 @@ class ServerHandshake:
     def _select_subprotocol(
         self, request: WSUpgradeRequest, headers: CIMultiDict[str]
     ) -> str | None:
+        """What the response names, else the first that the server speaks and the client offers."""
         offered = request.subprotocols
         if "Sec-WebSocket-Protocol" in headers:
             selected = ", ".join(headers.getall("Sec-WebSocket-Protocol"))

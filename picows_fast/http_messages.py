@@ -5,9 +5,9 @@ framing), and the encoding. Performs no I/O, and knows nothing of WebSocket but 
 
 `HeadReader` goes over the bytes of a head once, however they are cut, and lets through only what
 every HTTP parser reads the same way; a message that says something of a body is then taken apart by
-httptools. What httptools tolerates (folded lines, bare LF, whitespace before
-the colon ...) differs from version to version and never gets that far; what it is strict about (the
-syntax and the number of Content-Length and Transfer-Encoding) is left to it.
+httptools. What httptools tolerates (folded lines, bare LF, whitespace before the colon ...) differs
+from version to version and never gets that far; what it is strict about (the syntax and the number
+of Content-Length and Transfer-Encoding) is left to it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = [
 HeadersLike: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
+_TOKEN_CHARACTER: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 5.6.2
+TOKEN = _TOKEN_CHARACTER + "+"
 IS_TOKEN = re.compile(TOKEN)
 _FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
-_FIELD_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
-_REQUEST_LINE = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}) ([\x21\x22\x24-\x7e]+) (HTTP/[0-9]\.[0-9])"
-)
-_REQUEST_BEGINNING = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}(?: |\Z)")
+_FIELD_LINE = re.compile(TOKEN.encode() + rb":[\t\x20-\x7e\x80-\xff]*")
+_METHOD = _TOKEN_CHARACTER.encode() + b"{1,20}"  # longer than any that is registered
+_REQUEST_LINE = re.compile(rb"(" + _METHOD + rb") ([\x21\x22\x24-\x7e]+) (HTTP/[0-9]\.[0-9])")
+_REQUEST_BEGINNING = re.compile(_METHOD + rb"(?: |\Z)")
 _ABSOLUTE_FORM = re.compile(rb"(?:http|ws)s?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 # A head without any fault, but for what its start line says.
 _FAULTLESS_HEAD = re.compile(rb"[^\r\n]+\r\n(?:" + _FIELD_LINE.pattern + rb"\r\n)*\r\n")
@@ -216,12 +216,16 @@ def _named_status(status: int) -> HTTPStatus | int:
 
 
 def status_phrase(status: int) -> str:
+    """The reason phrase of a status line, "" for a status without a name."""
     named = _named_status(status)
     return named.phrase if isinstance(named, HTTPStatus) else ""
 
 
 def checked_headers(headers: HeadersLike | None) -> list[tuple[str, str]]:
-    """The headers as pairs; ValueError for what would break out of its line (RFC 9110 5.5)."""
+    """The headers as pairs, without white space around their values.
+
+    Raises TypeError, or ValueError for what would break out of its line (RFC 9110 5.5).
+    """
     if headers is None:
         return []
     if isinstance(headers, (str, bytes)):
@@ -245,6 +249,7 @@ def checked_headers(headers: HeadersLike | None) -> list[tuple[str, str]]:
 
 
 def checked_body(body: Buffer | None) -> bytes | None:
+    """The body as bytes of its own; TypeError if it is not bytes-like."""
     if body is None:
         return None
     if not isinstance(body, (bytes, bytearray, memoryview)):
@@ -276,6 +281,7 @@ def list_elements(headers: CIMultiDict[str], name: str) -> list[str]:
 
 
 def has_token(headers: CIMultiDict[str], name: str, token: str) -> bool:
+    """Whether a comma-separated list has this element, given in lower case; any case matches."""
     if headers.get(name, "").lower() == token:
         return True
     return token in (element.lower() for element in list_elements(headers, name))
@@ -288,7 +294,10 @@ def joined_values(headers: CIMultiDict[str], name: str) -> str | None:
 
 
 class BadHeadError(Exception):
-    """`status`: how a server answers it. `text`: what is wrong, free of the peer's own words."""
+    """A head that is not well-formed, not supported, or too long.
+
+    `status`: how a server answers it. `text`: what is wrong, free of the peer's own words.
+    """
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -422,7 +431,7 @@ class HeadReader:
         return CIMultiDict([(name, value.strip(" \t")) for name, _, value in pairs])
 
 
-def says_something_of_a_body(headers: CIMultiDict[str]) -> bool:
+def _says_something_of_a_body(headers: CIMultiDict[str]) -> bool:
     return "Content-Length" in headers or "Transfer-Encoding" in headers
 
 
@@ -440,6 +449,8 @@ def _collect_fields(
 
 
 class RequestHeadReader(HeadReader):
+    """Of a request: GET or HEAD in HTTP/1.1 (RFC 9112 3)."""
+
     method = target = version = b""
 
     def _check_beginning(self, beginning: bytes) -> None:
@@ -457,6 +468,7 @@ class RequestHeadReader(HeadReader):
             raise BadHeadError(HTTPStatus.METHOD_NOT_ALLOWED, "method is neither GET nor HEAD")
 
     def request(self) -> WSUpgradeRequest:
+        """The request of a complete head; raises BadHeadError for its target or its body."""
         headers = self._headers()
         path = self.target
         if not path.startswith(b"/"):
@@ -473,7 +485,7 @@ class RequestHeadReader(HeadReader):
 
     def _headers(self) -> CIMultiDict[str]:
         headers = self.read_headers()
-        if says_something_of_a_body(headers):
+        if _says_something_of_a_body(headers):
             fields = _FieldCollector()
             _collect_fields(httptools.HttpRequestParser(fields), fields, self.head)
             headers = fields.headers
@@ -481,6 +493,8 @@ class RequestHeadReader(HeadReader):
 
 
 class ResponseHeadReader(HeadReader):
+    """Of a response of any status (RFC 9112 4)."""
+
     version = b""
     status: HTTPStatus | int = 0
 
@@ -496,15 +510,16 @@ class ResponseHeadReader(HeadReader):
         self.status = _named_status(int(match[2]))
 
     def response(self) -> WSUpgradeResponse:
+        """The response of a complete head; raises BadHeadError for what it says of a body."""
         headers = self.read_headers()
-        if says_something_of_a_body(headers):
+        if _says_something_of_a_body(headers):
             return self.response_with_body()[0]
         return WSUpgradeResponse(self.version, self.status, headers)
 
     def response_with_body(
         self,
     ) -> tuple[WSUpgradeResponse, _FieldCollector, httptools.HttpResponseParser]:
-        """The response, and what to read its body with."""
+        """The response, and what to read its body with; raises BadHeadError as `response` does."""
         fields = _FieldCollector()
         parser = httptools.HttpResponseParser(fields)
         _collect_fields(parser, fields, self.head)
@@ -539,6 +554,7 @@ class RefusalReader:
         return self._complete or self._received_size >= self._max_size
 
     def error(self) -> WSInvalidStatusError:
+        """What to raise: the status, with the body as far as it was received."""
         status = self.response.status
         body = self.response.body = bytes(self._fields.body)
         return WSInvalidStatusError(

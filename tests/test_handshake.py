@@ -20,12 +20,11 @@ from picows_fast.exceptions import (
 )
 from picows_fast.handshake import (
     ClientHandshake,
-    HandshakeLimits,
     ServerHandshake,
-    WSUpgradeResponse,
     parse_extensions,
     redirect_headers,
 )
+from picows_fast.http_messages import HandshakeLimits, WSUpgradeResponse
 from picows_fast.url import parse_url
 
 from .heads import cuttings, receive

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picows_fast.exceptions import WSHandshakeError
-from picows_fast.handshake import HandshakeLimits, ServerHandshake
+from picows_fast.handshake import ServerHandshake
+from picows_fast.http_messages import HandshakeLimits
 from picows_fast.upgrade_request import read_upgrade
 
 from .heads import receive

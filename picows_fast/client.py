@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from .connecting import deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
@@ -35,7 +35,7 @@ L = TypeVar("L", bound=WSListener)
 
 ListenerFactory = Callable[[], L] | Callable[["WSUpgradeRequest", "WSUpgradeResponse"], L]
 
-_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))  # RFC 9110 15.4
 
 
 async def ws_connect(
@@ -75,8 +75,8 @@ async def ws_connect(
     Every setting is described where its default is: :class:`picows_fast.options.ClientOptions`.
 
     :param ws_listener_factory: returns the :class:`WSListener`; called without arguments, or with
-        the
-        :class:`WSUpgradeRequest` and :class:`WSUpgradeResponse` if it cannot be called without
+        the :class:`WSUpgradeRequest` and the :class:`WSUpgradeResponse` if it cannot be called
+        without
     :param url: ``ws://`` or ``wss://``
     :param create_connection_kwargs: the remaining settings of ``ClientOptions``, such as
         ``local_addr``, ``sock``, ``unix_path``, ``family`` or ``server_hostname``
@@ -84,10 +84,12 @@ async def ws_connect(
     :raises WSInvalidURL: not a WebSocket URL
     :raises WSHandshakeError: the server refused, or does not speak WebSocket; see its subclasses
     :raises WSProxyError: the proxy refused
+    :raises WSError: more than ``max_redirects`` redirects, or one although ``sock`` was given
     :raises TimeoutError: not done within ``websocket_handshake_timeout``
         (``asyncio.TimeoutError`` before 3.11)
     :raises OSError: the network failed; :class:`ssl.SSLError` if TLS did
     :raises TypeError, ValueError: an argument is not valid
+    :raises ImportError: ``proxy`` is given, and python-socks is not installed
     """
     options = ClientOptions(
         ssl_context=ssl_context,
@@ -134,10 +136,10 @@ async def ws_connect(
                 if options.sock is not None:
                     raise WSError("redirected, but the given socket is used up") from error
                 redirects += 1
-                origin = target
-                target = origin.redirect(location)
+                redirecting = target
+                target = redirecting.redirect(location)
                 if options.extra_headers is not None:
-                    headers = tuple(redirect_headers(options.extra_headers, origin, target))
+                    headers = tuple(redirect_headers(options.extra_headers, redirecting, target))
                     options = replace(options, extra_headers=headers)
 
 
@@ -189,7 +191,14 @@ async def _connect_once(
         )
         logger = resolve_logger(options.logger_name, "client")
         transport = new_transport(
-            loop, stream, options, handshake, factory, logger, True, url.is_secure
+            loop,
+            stream,
+            options,
+            handshake,
+            factory,
+            logger,
+            is_client_side=True,
+            is_secure=url.is_secure,
         )
         return transport, cast("L", await transport._connect())
     except BaseException:
@@ -204,7 +213,7 @@ async def _connect_once(
         raise
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def default_ssl_context() -> ssl.SSLContext:
     """Return the context of connections that bring none: loading the system's certificates takes a
     while."""

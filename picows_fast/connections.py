@@ -37,7 +37,8 @@ REFUSAL_REASONS: Final = (
     "request",
     "error",
 )
-_REASONS: Final[Mapping[int, str]] = {
+# Of refusals that are no limit's, by their status; all others are "request".
+_REASON_OF_STATUS: Final[Mapping[int, str]] = {
     HTTPStatus.FORBIDDEN: "origin",
     HTTPStatus.REQUEST_TIMEOUT: "timeout",
     HTTPStatus.INTERNAL_SERVER_ERROR: "error",
@@ -85,7 +86,12 @@ class ServerStats:
 
 class ConnectionTable(Generic[C]):
     """Every connection is in its handshake, open or leaving; with ``max_per_ip`` its address is
-    known, too."""
+    known, too.
+
+    :param max_connections: WebSocket connections, None: no limit
+    :param max_per_ip: WebSocket connections of one address, None: no limit
+    :param max_handshakes: connections that are no WebSocket yet, or will not be one, None: no limit
+    """
 
     def __init__(
         self,
@@ -155,10 +161,12 @@ class ConnectionTable(Generic[C]):
     # --- what happens
 
     def turned_away(self, reason: str) -> None:
+        """A connection was accepted and ended unread, for what ``reason_to_turn_away`` said."""
         self._accepted += 1
         self._refused[reason] += 1
 
     def attach(self, connection: C, key: str | None) -> None:
+        """A connection was accepted; its handshake begins. ``key``: see ``address_key``."""
         self._accepted += 1
         self._handshakes.add(connection)
         if self._max_per_ip is not None and key is not None:
@@ -166,6 +174,7 @@ class ConnectionTable(Generic[C]):
             _increment(self._pending_of, key)
 
     def opened(self, connection: C) -> None:
+        """Its handshake succeeded."""
         self._handshakes.discard(connection)
         self._open.add(connection)
         self._opened += 1
@@ -175,11 +184,13 @@ class ConnectionTable(Generic[C]):
             _increment(self._open_of, key)
 
     def answered(self, connection: C, status: int) -> None:
+        """Its request got another response than 101, which the application chose."""
         self._answered[int(status)] += 1
         self._leave(connection)
 
     def refused(self, connection: C, status: int, reason: str | None) -> None:
-        self._refused[reason or _REASONS.get(status, "request")] += 1
+        """Its request was refused; ``reason`` is the limit, None: as the status says."""
+        self._refused[reason or _REASON_OF_STATUS.get(status, "request")] += 1
         self._leave(connection)
 
     def _leave(self, connection: C) -> None:
@@ -187,7 +198,7 @@ class ConnectionTable(Generic[C]):
         self._leaving.add(connection)
 
     def detach(self, connection: C, cause: WSDisconnectCause | None) -> None:
-        """Does nothing if it is not attached."""
+        """It has ended. Does nothing if it is not attached."""
         key = self._keys.pop(connection, None)
         if connection in self._open:
             self._open.discard(connection)

@@ -19,9 +19,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["Acceptor", "LoopAcceptor", "OnSocket", "open_listening_sockets"]
+__all__ = ["LOGGER", "Acceptor", "LoopAcceptor", "OnSocket", "open_listening_sockets"]
 
-_logger = logging.getLogger("picows_fast.server")
+#: where no other one is given
+LOGGER: Final = logging.getLogger("picows_fast.server")
 
 #: called with an accepted socket and the peer's address
 OnSocket = Callable[[socket.socket, Any], None]
@@ -260,14 +261,14 @@ class Acceptor:
         *,
         backlog: int = 100,
         keep_alive: bool = False,
-        logger: Any = None,
+        logger: Any = LOGGER,
     ) -> None:
         self._loop = loop
         self._sockets = tuple(sockets)
         self._on_socket = on_socket
         self._backlog = backlog
         self._keep_alive = keep_alive
-        self._logger = _logger if logger is None else logger
+        self._logger = logger
         self._is_started = False
         self._is_closed = False
         self._is_held = False

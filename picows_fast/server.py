@@ -1,7 +1,7 @@
 """``ws_create_server``: listening, and a transport for each connection that is accepted.
 
 Owns how the two come together. ``listening`` binds and accepts, ``serving`` has the server object,
-which counts and limits connections; ``core`` runs each of them.
+which counts and limits connections; ``core`` runs each connection.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ async def ws_create_server(
         raise
 
     policy = None if options.origins is None else OriginPolicy(options.origins)
-    limits_upgrades = max_connections is not None or max_connections_per_ip is not None
+    counts_addresses = options.max_connections_per_ip is not None
+    limits_upgrades = counts_addresses or options.max_connections is not None
+    is_secure = options.ssl is not None
 
     def serve(stream: ByteStream, key: str | None) -> None:
         handshake = ServerHandshake(subprotocols=options.subprotocols, origins=policy)
@@ -182,29 +184,28 @@ async def ws_create_server(
             handshake,
             _limited(ws_listener_factory, server, key) if limits_upgrades else ws_listener_factory,
             logger,
-            False,
-            ssl is not None,
-            server,
+            is_client_side=False,
+            is_secure=is_secure,
+            server=server,
         )
         server.attach(transport, key)
         transport._serve()
 
     def key_of(address: Any) -> str | None:
-        return None if max_connections_per_ip is None else address_key(address)
+        return address_key(address) if counts_addresses else None
 
     def on_socket(accepted: socket.socket, address: Any) -> None:
         key = key_of(address)
         reason = server.reason_to_turn_away(key)
         if reason is not None:
-            _turn_away(accepted, None if ssl is not None else _refusal_bytes(reason))
+            _turn_away(accepted, None if is_secure else _refusal_bytes(reason))
             return
-        timeout = options.ssl_handshake_timeout
         stream = socket_stream(
             loop,
             accepted,
             options.ssl,
             server_side=True,
-            handshake_timeout=timeout,
+            handshake_timeout=options.ssl_handshake_timeout,
             tcp_quickack=options.tcp_quickack,
             rx_timestamps=options.rx_timestamps,
             peername=address,
@@ -212,13 +213,11 @@ async def ws_create_server(
         serve(stream, key)
 
     def make_protocol() -> asyncio.BaseProtocol:
-        timeout = options.ssl_handshake_timeout
-
         def on_connected(transport: asyncio.Transport) -> None:
             key = key_of(stream.get_extra_info("peername"))
             reason = server.reason_to_turn_away(key)
             if reason is not None:
-                if ssl is None:
+                if not is_secure:
                     transport.write(_refusal_bytes(reason))
                 transport.close()
                 return
@@ -227,7 +226,13 @@ async def ws_create_server(
                 # The peer may be gone already, which some systems report here.
                 with contextlib.suppress(OSError):
                     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            serve(with_tls(stream, options.ssl, server_side=True, handshake_timeout=timeout), key)
+            secured = with_tls(
+                stream,
+                options.ssl,
+                server_side=True,
+                handshake_timeout=options.ssl_handshake_timeout,
+            )
+            serve(secured, key)
 
         stream = ForeignStream(loop, on_connected)
         return stream.protocol

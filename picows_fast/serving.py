@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 from .codec import WSCloseCode, build_close_payload
 from .connections import CLOSED, ConnectionTable, ServerStats
 from .handshake import HandshakeRefusedError
-from .listening import Acceptor, LoopAcceptor
+from .listening import LOGGER, Acceptor, LoopAcceptor, OnSocket
 from .states import WSDisconnectCause
 from .traffic import SharedTraffic
 
 __all__ = ["Connection", "Server"]
-
-_logger = logging.getLogger("picows_fast.server")
-
-OnSocket = Callable[[socket.socket, Any], None]
 
 # What shutdown() sends in one turn of the loop, so that it does not stand still for thousands.
 _CLOSES_PER_TURN: Final = 64
@@ -76,7 +71,7 @@ class Server:
         backlog: int = 100,
         keep_alive: bool = False,
         unix_path: str | bytes | os.PathLike[str] | None = None,
-        logger: Any = None,
+        logger: Any = LOGGER,
         acceptor: LoopAcceptor | None = None,
         max_connections: int | None = None,
         max_connections_per_ip: int | None = None,
@@ -86,7 +81,7 @@ class Server:
         self._loop = loop
         self._sockets = tuple(sockets)
         self._backlog = backlog
-        self._logger = _logger if logger is None else logger
+        self._logger = logger
         self._acceptor = acceptor or Acceptor(
             loop, sockets, on_socket, backlog=backlog, keep_alive=keep_alive, logger=logger
         )
@@ -131,14 +126,15 @@ class Server:
     # --- Whether a connection may come, and how it went: called by ``server`` and the transport
 
     def reason_to_turn_away(self, key: str | None) -> str | None:
-        """Why a connection that was just accepted is not to be attached; it is counted then."""
+        """Why a connection that was just accepted is not to be attached, which is counted then;
+        None if it may be."""
         reason = CLOSED if self._is_closed else self._connections.reason_to_turn_away(key)
         if reason is not None:
             self._connections.turned_away(reason)
         return reason
 
     def reason_to_refuse(self, key: str | None) -> str | None:
-        """Why a request must not become a WebSocket connection."""
+        """Why a request must not become a WebSocket connection; None if it may."""
         return self._connections.reason_to_refuse(key)
 
     def attach(self, connection: Connection, key: str | None = None) -> None:
@@ -223,9 +219,10 @@ class Server:
         if self._is_closed:
             return
         # Before the socket is gone: afterwards the path may be another server's.
-        if self._unix_path is not None and _inode(self._unix_path) == self._unix_inode is not None:
+        path, inode = self._unix_path, self._unix_inode
+        if path is not None and inode is not None and _inode(path) == inode:
             with contextlib.suppress(OSError):
-                os.remove(self._unix_path)
+                os.remove(path)
         self._is_closed = True
         self._is_serving = False
         self._acceptor.close()
@@ -234,13 +231,14 @@ class Server:
         self._note_end()
 
     def close_clients(self) -> None:
-        """Send CLOSE 1001 (going away) on every open connection and end it in order."""
+        """Send CLOSE 1001 (going away) on every open connection and end it in order. Opening
+        handshakes that are under way are aborted."""
         for connection in self._connections:
             connection.send_close(WSCloseCode.GOING_AWAY)
             connection.disconnect(graceful=True)
 
     def abort_clients(self) -> None:
-        """Disconnect every open connection at once."""
+        """Abort every connection at once, in its opening handshake or open."""
         for connection in self._connections:
             connection.disconnect(graceful=False)
 
@@ -279,7 +277,8 @@ class Server:
         :raises ValueError, TypeError: an argument is not valid
         """
         build_close_payload(code, reason)  # it raises what every send_close() would
-        _check_seconds("timeout", timeout)
+        if timeout is not None:
+            _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if timeout is not None and spread > timeout:
             raise ValueError(f"spread must not exceed timeout ({timeout}), got {spread}")
@@ -330,7 +329,8 @@ class Server:
 
 
 class _Deadlines:
-    """Of the handshakes that are under way: one timer for all, as each has the same time.
+    """The deadlines of the handshakes that are under way: one timer for all, as each has the same
+    time.
 
     A dict keeps the order in which they came, which is the order in which they are due.
     """
@@ -349,7 +349,7 @@ class _Deadlines:
             self._handle = self._loop.call_at(due, self._on_timer)
 
     def discard(self, connection: Connection) -> None:
-        """Does nothing if it is not there."""
+        """The handshake is over, or has been refused. Does nothing if it is not there."""
         if self._due.pop(connection, None) is not None and not self._due:
             self._cancel()
 
@@ -458,9 +458,7 @@ class _SilentConnections:
         self._connections.clear()
 
 
-def _check_seconds(name: str, value: float | None) -> None:
-    if value is None and name == "timeout":
-        return
+def _check_seconds(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, got {type(value).__name__}")
     if not math.isfinite(value) or value < 0:
@@ -468,6 +466,7 @@ def _check_seconds(name: str, value: float | None) -> None:
 
 
 def _inode(path: str | bytes | None) -> tuple[int, int] | None:
+    """Which file is at this path, as (device, inode); None if there is none."""
     if path is None:
         return None
     try:

@@ -8,10 +8,12 @@ the caller.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 __all__ = ["AutoPing", "PingAction", "RoundTrips"]
 
-PING_WHEN_IDLE = 1
+# The value of WSAutoPingStrategy, which this module may not import.
+_PING_WHEN_IDLE: Final = 1
 
 
 class PingAction(IntEnum):
@@ -28,7 +30,7 @@ class AutoPing:
     :param strategy: a ``WSAutoPingStrategy``
     :param idle_timeout: seconds of silence before a ping (PING_WHEN_IDLE), or between pings
     :param reply_timeout: seconds within which a pong must come; may exceed ``idle_timeout``
-    :param now: seconds
+    :param now: when it begins, seconds
     """
 
     __slots__ = ("_idle_timeout", "_next_ping", "_reply_deadline", "_reply_timeout", "_when_idle")
@@ -36,7 +38,7 @@ class AutoPing:
     def __init__(
         self, strategy: int, idle_timeout: float, reply_timeout: float, now: float
     ) -> None:
-        self._when_idle = strategy == PING_WHEN_IDLE
+        self._when_idle = strategy == _PING_WHEN_IDLE
         self._idle_timeout = idle_timeout
         self._reply_timeout = reply_timeout
         self._next_ping = now + idle_timeout
@@ -94,6 +96,8 @@ class RoundTrips:
     A PING frame carries a number, which its PONG echoes (RFC 6455 5.5.3), so an answer is told from
     a late one. A ping of the user's own making carries none: each is taken to be answered once, in
     order.
+
+    :param numbered: whether the measuring pings are PING frames that carry `next_payload`
     """
 
     __slots__ = ("_numbered", "_sent", "_unanswered")

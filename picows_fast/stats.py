@@ -88,6 +88,6 @@ class TransportStats:
     connected_at_ns: int | None
     """When the opening handshake was done, Unix time in nanoseconds; None before."""
     last_received_at_ns: int | None
-    """When bytes came last, Unix time in nanoseconds: by the operating system's account, to some
-    milliseconds, on TCP and Linux; elsewhere with auto-ping only, as after the end of a connection
-    over a transport of the loop's. None if it is not known."""
+    """When bytes came last, Unix time in nanoseconds; None if it is not known. On TCP and Linux the
+    operating system tells, to some milliseconds. Elsewhere, and once a connection over a transport
+    of the loop's has ended, it is known with auto-ping only."""

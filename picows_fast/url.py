@@ -25,7 +25,8 @@ _URL = re.compile(
     re.DOTALL,
 )
 _NETLOC = re.compile(
-    r"(?:(?P<userinfo>[^@]*)@)?(?:\[(?P<ipv6>[^\[\]@]*)\]|(?P<name>[^\[\]:@]*))(?::(?P<port>[0-9]{0,5}))?"
+    r"(?:(?P<userinfo>[^@]*)@)?"
+    r"(?:\[(?P<ipv6>[^\[\]@]*)\]|(?P<name>[^\[\]:@]*))(?::(?P<port>[0-9]{0,5}))?"
 )
 # The whitespace and control characters of Unicode that a copied text may contain.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\u1680\u2000-\u200f\u2028-\u202f\u205f\u3000\ufeff]")
@@ -48,7 +49,8 @@ _MAX_LABEL_LENGTH = 63
 class WSParsedURL:
     """A WebSocket URL and its parts (RFC 6455 3). Made by `parse_url`.
 
-    `url`: as it was given. `scheme`: "ws" or "wss". `netloc`: user info, host and port as given.
+    `url`: as it was given. `scheme`: "ws" or "wss"; `is_secure`: whether it is "wss".
+    `netloc`: user info, host and port as given.
     `host`: lower case, in its ASCII form (IDNA); an IPv6 address without brackets.
     `port`: the default of the scheme if the URL has none.
     `path`, `query`: percent-encoded, without the "?" between them.

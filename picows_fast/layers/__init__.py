@@ -1,4 +1,4 @@
 """What can be put on top of the transport: optional, each module on its own.
 
-Nothing outside of this package imports it, so what is not used costs nothing.
+Neither ``import picows_fast`` nor anything below imports it, so what is not used costs nothing.
 """

@@ -24,7 +24,7 @@ _COMPRESSED_COOKIE: Final = 0x1C849314
 _HEADER: Final = struct.Struct(">IIIIqqd")
 _OUTER: Final = struct.Struct(">II")
 
-# Of the text, and of what it becomes; one of 3 digits has no more than half a million bytes.
+# Bytes of the text, and of what is in it; a histogram of 3 digits has half a million at most.
 _MAX_TEXT: Final = 16 * 1024 * 1024
 _MAX_PAYLOAD: Final = 16 * 1024 * 1024
 _MAX_COUNT: Final = 2**63 - 1
@@ -35,6 +35,7 @@ def encode(counts: Sequence[int], highest: int, *, digits: int = 2) -> str:
     """Return the text of these counts, which are of a histogram from 1 to `highest`.
 
     :param counts: by bucket; those at the end may be left out
+    :param highest: the largest value that the histogram can count
     :param digits: decimal digits of precision, from which the buckets follow
     """
     out = bytearray()
@@ -120,7 +121,7 @@ def _write_number(out: bytearray, number: int) -> None:
 def _read_number(data: bytes, position: int) -> tuple[int, int]:
     """The number there, and where the next one is."""
     bits = 0
-    for shift in range(0, 64, 7):
+    for shift in range(0, 57, 7):
         if position == len(data):
             raise ValueError("the histogram is cut off")
         byte = data[position]

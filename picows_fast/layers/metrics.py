@@ -61,9 +61,6 @@ def server_metrics(
     def by(label: str, values: Mapping[str, float]) -> Samples:
         return [({**common, label: key}, value) for key, value in values.items()]
 
-    answered = {str(status): count for status, count in sorted(stats.answered.items())}
-    closed = {cause.name.lower(): count for cause, count in stats.closed.items()}
-
     def traffic(field: str) -> Samples:
         return [
             ({**common, "direction": direction, "type": name}, getattr(count, field))
@@ -71,6 +68,8 @@ def server_metrics(
             for name, count in counts.by_type.items()
         ]
 
+    answered = {str(status): count for status, count in sorted(stats.answered.items())}
+    closed = {cause.name.lower(): count for cause, count in stats.closed.items()}
     return [
         metric("connections", "gauge", "Open WebSocket connections.", one(stats.connections)),
         metric("handshakes", "gauge", "Connections without a response.", one(stats.handshakes)),
@@ -143,14 +142,15 @@ def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
+def _escape_quoted(text: str) -> str:
+    return _escape(text).replace('"', '\\"')
+
+
 def _labels(labels: Mapping[str, str]) -> str:
     for name in labels:
         if _LABEL_NAME.fullmatch(name) is None:
             raise ValueError(f"{name!r} is not the name of a label")
-    quoted = (
-        f'{name}="{_escape(str(value)).replace(chr(34), chr(92) + chr(34))}"'
-        for name, value in labels.items()
-    )
+    quoted = (f'{name}="{_escape_quoted(str(value))}"' for name, value in labels.items())
     return "{" + ",".join(quoted) + "}" if labels else ""
 
 

@@ -43,13 +43,13 @@ def new_event_loop(*, busy_poll: float = 0.0) -> asyncio.AbstractEventLoop:
         arrives meanwhile needs no wake-up. 0: no spinning
     :raises TypeError, ValueError: busy_poll is not a finite number that is not negative
     """
-    return _new_event_loop(busy_poll, 3)
+    return _new_event_loop(busy_poll)
 
 
 def run(main: Coroutine[Any, Any, T], *, busy_poll: float = 0.0, debug: bool | None = None) -> T:
     """Run a coroutine on a loop of :func:`new_event_loop`, otherwise like :func:`asyncio.run`.
 
-    :param busy_poll: seconds to spin before the loop blocks
+    :param busy_poll: seconds to spin before the loop blocks, as in :func:`new_event_loop`
     :param debug: whether asyncio's debug mode is on; None: as the environment says
     :raises RuntimeError: an event loop runs in this thread
     :raises TypeError, ValueError: an argument is not valid
@@ -59,7 +59,7 @@ def run(main: Coroutine[Any, Any, T], *, busy_poll: float = 0.0, debug: bool | N
     try:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("picows_fast.run() cannot be called while an event loop runs")
-        loop = _new_event_loop(busy_poll, 3)
+        loop = _new_event_loop(busy_poll)
     except BaseException:
         main.close()
         raise
@@ -69,7 +69,7 @@ def run(main: Coroutine[Any, Any, T], *, busy_poll: float = 0.0, debug: bool | N
     return _run_until_complete(loop, main, debug)
 
 
-def _new_event_loop(busy_poll: float, stack_level: int) -> asyncio.AbstractEventLoop:
+def _new_event_loop(busy_poll: float) -> asyncio.AbstractEventLoop:
     if isinstance(busy_poll, bool) or not isinstance(busy_poll, (int, float)):
         raise TypeError(f"busy_poll must be a number of seconds, got {type(busy_poll).__name__}")
     if not math.isfinite(busy_poll) or busy_poll < 0:
@@ -79,7 +79,7 @@ def _new_event_loop(busy_poll: float, stack_level: int) -> asyncio.AbstractEvent
             "picows_fast's event loop needs epoll, which this platform does not have; "
             "asyncio's default loop is used",
             RuntimeWarning,
-            stacklevel=stack_level,
+            stacklevel=3,  # whoever called new_event_loop or run
         )
         return asyncio.new_event_loop()
     selector = LoopSelector(busy_poll=busy_poll)

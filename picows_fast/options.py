@@ -103,18 +103,23 @@ def _length(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be less than 2**63, got {value}")
 
 
-def _seconds(name: str, value: Any) -> None:
+def _finite_seconds(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong_type(name, "a number of seconds", value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _seconds(name: str, value: Any) -> None:
+    _finite_seconds(name, value)
     if value <= 0:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _seconds_or_zero(name: str, value: Any) -> None:
-    if value != 0 or isinstance(value, bool):
-        _seconds(name, value)
+    _finite_seconds(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def _c_int(name: str, value: Any) -> None:

@@ -226,6 +226,15 @@ def test_settings_for_compatibility_take_anything() -> None:
         ClientOptions(use_aiofastnet=value, zero_copy_unsafe_ssl_write=value)  # type: ignore[arg-type]
 
 
+def test_seconds_that_may_be_zero() -> None:
+    for seconds in (0, 0.5):
+        assert ClientOptions(busy_poll=seconds).busy_poll == seconds
+    with pytest.raises(ValueError, match="busy_poll must not be negative, got -1"):
+        ClientOptions(busy_poll=-1)
+    with pytest.raises(TypeError, match="busy_poll must be a number of seconds, got bool"):
+        ClientOptions(busy_poll=False)
+
+
 @pytest.mark.parametrize("cls", [ClientOptions, ServerOptions])
 def test_subprotocols(cls: Any) -> None:
     assert cls(subprotocols=["a.v1", "b"]).subprotocols == ["a.v1", "b"]

@@ -166,11 +166,12 @@ async def test_demo(commands: Commands, loop: str, tls: bool) -> None:
 async def test_demo_publishes_a_feed_that_is_larger_than_what_may_be_on_its_way(
     commands: Commands, loop: str
 ) -> None:
-    feed = write_feed(commands.folder / "feed", [(n, f"{n} \u20ac") for n in range(40_000)])
-    result = await commands.run("demo", "--feed", feed, "--speed", "max", "--loop", loop)
+    feed = write_feed(commands.folder / "feed", [(n, f"{n} \u20ac") for n in range(34_000)])
+    arguments = ["--speed", "max", "--clients", 2, "--loop", loop]
+    result = await commands.run("demo", "--feed", feed, *arguments)
     assert result.code == 0, result
-    assert "published    40,000 messages" in result.out
-    assert "received     160,000 messages" in result.out
+    assert "published    34,000 messages" in result.out
+    assert "received     68,000 messages" in result.out
     assert "in order, unchanged" in result.out
 
 

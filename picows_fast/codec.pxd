@@ -81,7 +81,7 @@ cdef class WSFrame:
     # Nanoseconds since recv_timestamp_ns; -1: not known.
     cdef long long age(self) noexcept nogil
 
-    cdef int _keep(self) except -1
+    cdef int _keep(self) noexcept
 
 
 # The reading half: a cursor over bytes that somebody else holds.

@@ -228,7 +228,9 @@ cpdef bytes build_close_payload(int code, reason=None):
 
 # --- Frames --------------------------------------------------------------------------------------
 
+# The garbage collector must not show a frame that waits for its next use, and a frame is in no cycle.
 @cython.final
+@cython.no_gc
 @cython.freelist(64)
 cdef class WSFrame:
     """One received frame (RFC 6455 5.2): a view into the receive buffer while the callback runs.
@@ -307,12 +309,16 @@ cdef class WSFrame:
     cdef long long age(self) noexcept nogil:
         return -1 if self.recv_timestamp_ns < 0 else pf_realtime_ns() - self.recv_timestamp_ns
 
-    cdef int _keep(self) except -1:
+    cdef int _keep(self) noexcept:
         # Called when the callback is over and somebody still holds the frame. Existing views point into the
-        # buffer, so they keep it; without views the buffer is better left to the next read.
+        # buffer, so they keep it; without views the buffer is better left to the next read. So it is if there is no
+        # memory for a copy.
         cdef bytes copy
         if self._exports == 0 and type(self._owner) is not bytes:
-            copy = PyBytes_FromStringAndSize(self.payload_ptr, self.payload_size)
+            try:
+                copy = PyBytes_FromStringAndSize(self.payload_ptr, self.payload_size)
+            except MemoryError:
+                return 0
             self.payload_ptr = PyBytes_AS_STRING(copy)
             self._owner = copy
         return 0

@@ -461,6 +461,8 @@ cdef class WSTransport(FrameSender):
         cdef WSFrame frame = _spare_frame
         cdef Py_ssize_t used = 0
         cdef Py_ssize_t taken
+        # A loop inside a callback may bring the connection to its end, which would free what is being called.
+        cdef WSListener listener = self.ws_listener
         if parser.close_received:
             return size     # nothing behind a CLOSE counts (RFC 6455 5.5.1)
         if self.timed:
@@ -474,15 +476,15 @@ cdef class WSTransport(FrameSender):
         if self.receiving:
             parser.start(data, size)
         while self.receiving and parser.look == PF_FRAME_OK:
+            if Py_REFCNT(frame) != 1:
+                # A callback kept it. (One that raised after keeping it, too.)
+                frame._keep()
+                frame = new_frame()
+                frame._owner = owner
+                frame.recv_timestamp_ns = self.stream.arrived
+                frame.recv_hardware_timestamp_ns = self.stream.arrived_by_hardware
             try:
-                while self.receiving and parser.look == PF_FRAME_OK:
-                    if Py_REFCNT(frame) != 1:
-                        # A callback kept it. (One that raised after keeping it, too.)
-                        frame._keep()
-                        frame = new_frame()
-                        frame._owner = owner
-                        frame.recv_timestamp_ns = self.stream.arrived
-                        frame.recv_hardware_timestamp_ns = self.stream.arrived_by_hardware
+                while self.receiving and parser.look == PF_FRAME_OK and Py_REFCNT(frame) == 1:
                     taken = parser.take(data + used, size - used, frame)
                     if taken < 0:
                         break
@@ -492,6 +494,7 @@ cdef class WSTransport(FrameSender):
                 self._callback_failed(error, "on_ws_frame")
         if Py_REFCNT(frame) == 1:
             frame._owner = None
+            frame.payload_size = 0
             _spare_frame = frame
         else:
             frame._keep()
@@ -876,6 +879,15 @@ cdef class WSTransport(FrameSender):
             return 0
         self._set_cause(cause, error)
         return self._close_stream()
+
+    cdef int stream_broken(self, error) except -1:
+        """Received bytes are lost, so nothing that follows can be read: fail the connection."""
+        forget_frames(error)
+        if self.state_code == CONNECTING:
+            return self._handshake_failed(WSDisconnectCause.INTERNAL_ERROR, error)
+        return self._fail(
+            WSDisconnectCause.INTERNAL_ERROR, build_close_payload(WSCloseCode.INTERNAL_ERROR, None), error
+        )
 
     cdef int _backlog_exceeded(self, Py_ssize_t size) except -1:
         self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)

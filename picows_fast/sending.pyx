@@ -215,13 +215,14 @@ cdef class FrameSender(StreamHandler):
         header_size = <Py_ssize_t> pf_write_frame_header(
             self.scratch, <unsigned int> msg_type, fin, rsv, <size_t> size, key
         )
+        self.stream.begin_unit()
         while done < size:
             piece = min(size - done, <Py_ssize_t> SCRATCH_SIZE)
             pf_mask(self.scratch + header_size, payload + done, <size_t> piece, key, <size_t> done)
             self.stream.write(self.scratch, header_size + piece, NULL, 0)
             done += piece
             header_size = 0
-        return 0
+        return self.stream.end_unit()
 
     @cython.final
     cdef int _check_backlog(self) except -1:

@@ -74,3 +74,5 @@ class WSDisconnectCause(IntEnum):
     """The opening handshake was refused or failed."""
     HANDSHAKE_TIMEOUT = 16
     """The opening handshake was not finished in time."""
+    INTERNAL_ERROR = 17
+    """Reading failed on our side, for lack of memory, say; ``disconnect_exception`` is why."""

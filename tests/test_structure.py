@@ -57,7 +57,7 @@ COVERED_BY = {
 
 # More lines than a file should have, and why.
 LONG = {
-    "picows_fast/core.pyx": 1000,  # docs/architecture.md, the last decision
+    "picows_fast/core.pyx": 1400,  # docs/architecture.md, the last decision
     "picows_fast/layers/broadcast.pyx": 950,  # likewise
 }
 

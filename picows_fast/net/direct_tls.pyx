@@ -248,8 +248,11 @@ cdef class DirectTlsStream(TcpStream):
         return 0
 
     cdef bint _read_once(self) except -1:
-        cdef bint came = self._read_records()
+        cdef bint came
         cdef int records = 1
+        if self.delivering and not self.closing:
+            return self._read_later()
+        came = self._read_records()
         if not self.stamped:
             return came
         # A record at a time, as the next one may have come later.
@@ -366,14 +369,13 @@ cdef class DirectTlsStream(TcpStream):
     cpdef resume_reading(self):
         if self.reading_paused and not self.closing:
             self.reading_paused = False
-            self.loop.call_soon(self._resume_turn)
+            self.loop.call_soon(self._deliver_turn)
 
-    def _resume_turn(self):
-        if not self.closing and not self.reading_paused:
-            self.deliver_pending()
-        if not self.closing and not self.reading_paused:
-            self.start_reading()
+    cdef int read_on(self) except -1:
+        TcpStream.read_on(self)
+        if not self.closed:
             self._read_once()       # OpenSSL may hold records from before the pause
+        return 0
 
     # --- out
 
@@ -385,11 +387,11 @@ cdef class DirectTlsStream(TcpStream):
             return 0
         if self.handshaking or self.held or self.corks or self.coalescing:
             # What is held together becomes one record, too.
-            if not self.handshaking and self.corks == 0:
-                self.schedule_flush()
             self.held += head[:head_size]
             if body_size:
                 self.held += body[:body_size]
+            if not (self.handshaking or self.corks or self.in_unit):
+                self.schedule_flush()
             return 0
         self._open_records()
         if body_size and head_size < RECORD_SIZE:
@@ -433,6 +435,12 @@ cdef class DirectTlsStream(TcpStream):
             problem = openssl_error()
             self._send_records()
             return self._end(StreamEnd.TLS_FAILED, problem)
+        return 0
+
+    cdef int end_unit(self) except -1:
+        TcpStream.end_unit(self)
+        if self.held and not (self.handshaking or self.corks):
+            self.schedule_flush()
         return 0
 
     cdef bint take_back(self, Py_ssize_t size) noexcept:

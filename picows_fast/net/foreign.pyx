@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from .stream cimport ByteStream, ReadSpace, ReceiveBuffer, StreamEnd, StreamHandler, read_space
+from .stream cimport ByteStream, ReadSpace, ReceiveBuffer, StreamEnd, StreamHandler, new_receive_buffer, read_space
 
 
 cdef enum:
@@ -87,6 +87,9 @@ cdef class ForeignStream(ByteStream):
         object on_connected
         _Window window          # what get_buffer() gave, until buffer_updated() says how much of it was filled
         _Nobody early           # what came before start()
+        bytearray behind        # came while the handler was looking at what came before; None if nothing did
+        int end_behind          # StreamEnd that came behind that, or 0
+        object error_behind
         bint lost               # connection_lost() has come
         bint transport_paused   # pause_writing() has come
         bint drain_watched      # want_drain() was called: the transport's watermarks are 0
@@ -135,6 +138,12 @@ cdef class ForeignStream(ByteStream):
         if self.lost:
             return bytearray(1)     # a transport that asks after connection_lost()
         self.window = window = _Window.__new__(_Window)
+        if self.delivering:
+            window.owner = new_receive_buffer(RECEIVE_SIZE)
+            window.data = window.owner.data
+            window.size = RECEIVE_SIZE
+            window.held = -1
+            return memoryview(window)
         window.size = self.reserve(&window.data)
         window.owner = self.space.buffer
         pending = self.pending      # it may have grown just now
@@ -153,6 +162,9 @@ cdef class ForeignStream(ByteStream):
         if window is None or not 0 <= size <= window.size:
             given = 0 if window is None else window.size
             raise ValueError(f"buffer_updated() must be given 0..{given}, got {size}")
+        if self._must_wait():
+            self._note_behind(window, size)
+            return
         is_in_place = window.pending is self.pending and window.held == self.pending_end - self.pending_start
         window.pending = None
         try:
@@ -170,15 +182,36 @@ cdef class ForeignStream(ByteStream):
         cdef Py_ssize_t done = 0
         cdef Py_ssize_t piece
         cdef uint8_t *where
-        while done < len(data) and not (self.closing or self.lost):
+        while done < len(data) and not (self.closing or self.space is None):
             piece = min(self.reserve(&where), len(data) - done)
             memcpy(where, PyBytes_AS_STRING(data) + done, <size_t> piece)
             done += piece
             self.received(piece)
         return 0
 
+    cdef bint _must_wait(self) noexcept:
+        """Whether what comes must wait: a loop inside the handler's callback has brought it."""
+        return (self.delivering or self.behind is not None) and not self.closing
+
+    cdef int _note_behind(self, _Window window, Py_ssize_t size) except -1:
+        if self.behind is None:
+            self.behind = bytearray()
+        self.behind += PyBytes_FromStringAndSize(<char*> window.data, size)
+        self.reentered = self.delivering
+        if not self.lost and self.transport.is_reading():
+            self.transport.pause_reading()
+        return 0
+
+    cdef int _end_of_input(self, int end, error) except -1:
+        if not self._must_wait():
+            return self.report_end(end, error)
+        self.end_behind = end
+        self.error_behind = error
+        self.reentered = self.delivering
+        return 0
+
     def _eof_received(self):
-        self.report_end(StreamEnd.FIN, None)
+        self._end_of_input(StreamEnd.FIN, None)
         # The transport stays open for what is still to be sent; close() and abort() end it. (TLS of the loop's own,
         # below a proxy's tunnel, has no half-open state and asks not to be told so.)
         return self.transport.can_write_eof()
@@ -187,17 +220,19 @@ cdef class ForeignStream(ByteStream):
         self.lost = True
         self.protocol = None    # it refers to this object
         # Nothing comes any more, and the application may keep its transport for long.
-        self.space = self.window = None
+        self.window = None
+        if not self._must_wait():
+            self.space = None
         if error is not None:
             error.__traceback__ = None      # its frames, the transport's, hold what get_buffer() gave
         if self.closing:
             self.finish()
         elif error is None:
-            self.report_end(StreamEnd.FIN, None)
+            self._end_of_input(StreamEnd.FIN, None)
         elif isinstance(error, ConnectionError):
-            self.report_end(StreamEnd.RESET, error)
+            self._end_of_input(StreamEnd.RESET, error)
         else:
-            self.report_end(StreamEnd.FAILED, error)
+            self._end_of_input(StreamEnd.FAILED, error)
 
     def _pause_writing(self):
         # Comes out of transport.write(), perhaps in the midst of a unit: check_high_watermark() passes it on.
@@ -243,16 +278,27 @@ cdef class ForeignStream(ByteStream):
     cpdef resume_reading(self):
         if self.reading_paused and not self.closing:
             self.reading_paused = False
-            if self.pending is not None:
+            if self.pending is not None or self.behind is not None or self.end_behind:
                 self.loop.call_soon(self._deliver_turn)
             else:
                 self._resume_transport()
 
-    def _deliver_turn(self):
-        if not self.closing and not self.reading_paused:
-            self.deliver_pending()
-        if not self.closing and not self.reading_paused:
-            self._resume_transport()
+    cdef int read_on(self) except -1:
+        cdef bytes data
+        cdef int end
+        if self.behind is not None:
+            data = bytes(self.behind)
+            self.behind = None
+            self._received_elsewhere(data)
+        if self.lost:
+            self.space = None
+        if self.end_behind and not (self.delivering or self.reading_paused or self.closed):
+            end = self.end_behind
+            error = self.error_behind
+            self.end_behind = 0
+            self.error_behind = None
+            return self.report_end(end, error)
+        return 0 if self.closing or self.reading_paused else self._resume_transport()
 
     cdef int _resume_transport(self) except -1:
         if not (self.lost or self.end_seen or self.transport.is_reading()):
@@ -266,10 +312,9 @@ cdef class ForeignStream(ByteStream):
         cdef bytes joined
         if self.closing or self.lost:
             return 0
-        if self.transport is None or self.corks or self.coalescing or self.backlog_end:
-            self.append_backlog(head, head_size)
-            self.append_backlog(body, body_size)
-            if self.corks == 0 and self.transport is not None:
+        if self.transport is None or self.corks or self.coalescing or self.backlog_end or self.in_unit:
+            self.append_backlog(head, head_size, body, body_size)
+            if not (self.corks or self.in_unit or self.closed) and self.transport is not None:
                 self.schedule_flush()
             return 0
         # The transport may queue the very object that it is given, so it gets one that nobody else has.
@@ -278,6 +323,12 @@ cdef class ForeignStream(ByteStream):
         if body_size:
             memcpy(PyBytes_AS_STRING(joined) + head_size, body, <size_t> body_size)
         self.transport.write(joined)
+        return 0
+
+    cdef int out_of_memory(self) except -1:
+        self.backlog_start = self.backlog_end = 0
+        self.report_end(StreamEnd.FAILED, MemoryError("no memory for what was to be sent"))
+        self.abort()
         return 0
 
     cdef int flush(self) except -1:

@@ -36,7 +36,7 @@ cdef class ReadSpace:
         ReceiveBuffer large     # what the last large unit was received in; None if it is in use
         int reads_without       # reads since then that had no use for it
 
-    cdef int settle(self, Py_ssize_t filled) except -1
+    cdef int settle(self, Py_ssize_t filled) noexcept
     cdef ReceiveBuffer take_large(self, Py_ssize_t capacity)
     cdef int give_large(self, ReceiveBuffer buffer) except -1
     cdef int read_without_large(self) except -1
@@ -57,6 +57,9 @@ cdef class StreamHandler:
     cdef int stream_resume_writing(self) except -1
     # The backlog is empty, as want_drain() asked to be told.
     cdef int stream_drained(self) except -1
+    # An error came up while bytes were received, and some of them are lost: nothing that follows may be used. The
+    # handler ends the connection.
+    cdef int stream_broken(self, error) except -1
 
 
 cdef class ByteStream(StreamHandler):
@@ -78,6 +81,9 @@ cdef class ByteStream(StreamHandler):
         bint reads_at_once, reads_large
         readonly bint reading_paused
         bint end_seen                   # stream_end() was called
+        # The handler is looking at received bytes. An event loop that runs inside its callback must not read more of
+        # them: they would overtake the rest of what the handler has. `reentered`: such a loop wanted to.
+        bint delivering, reentered
         # When the newest of what the handler is shown came, as the kernel noted it: nanoseconds of the system's
         # real-time clock, and of the network device's own. -1: not known.
         long long arrived, arrived_by_hardware
@@ -90,6 +96,7 @@ cdef class ByteStream(StreamHandler):
         int corks                       # cork() calls without their uncork()
         bint coalescing                 # what one turn of the loop writes leaves together
         bint flush_scheduled
+        bint in_unit                    # between begin_unit() and end_unit()
         bint drain_wanted               # the handler is to be told when the backlog is empty
         bint can_take_back              # take_back() may succeed; False: what was written is committed
         bint write_failed               # what is written is thrown away; the end is reported soon
@@ -98,9 +105,14 @@ cdef class ByteStream(StreamHandler):
         readonly bint closing           # close() or abort() was called
         readonly bint closed            # everything is released, or about to be by the next turn
 
-    # Send two pieces in order; what cannot be sent at once is copied to the backlog.
+    # Send two pieces in order; what cannot be sent at once is copied to the backlog. If there is no memory for that,
+    # the stream ends: a unit that is cut in two must not be followed by another.
     cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1
+    # Around the write() calls of a unit that is written in several pieces. No Python code runs in between, so no other
+    # unit can come into the midst of this one.
+    cdef int begin_unit(self) except -1
+    cdef int end_unit(self) except -1
     # To be called when a whole unit was written: pause_writing() must not come in the midst of one.
     cdef int check_high_watermark(self) except -1
     # Bytes that wait for the peer.
@@ -124,13 +136,24 @@ cdef class ByteStream(StreamHandler):
 
     # --- for implementations
     cdef int flush(self) except -1
+    # No Python code may run between reserve() and received(): the memory is shared by the loop's streams.
     cdef Py_ssize_t reserve(self, uint8_t **where) except -1
     cdef int received(self, Py_ssize_t size) except -1
+    cdef ReadSpace _fresh_space(self)
     cdef int deliver_pending(self) except -1
     cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int _grow(self) except -1
     cdef Py_ssize_t _large_capacity(self, Py_ssize_t size) except -1
-    cdef int append_backlog(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int _delivery_over(self) except -1
+    cdef int broken(self, error) except -1
+    # Go on receiving, after a pause or a delivery that was re-entered.
+    cdef int read_on(self) except -1
+    # Copy two pieces behind the backlog: both, or neither and out_of_memory() is called.
+    cdef int append_backlog(self, const uint8_t *head, Py_ssize_t head_size,
+                            const uint8_t *body, Py_ssize_t body_size) except -1
+    cdef int _make_backlog_room(self, Py_ssize_t size) noexcept
+    # What was to be sent is lost: end the stream, and tell the handler.
+    cdef int out_of_memory(self) except -1
     cdef int backlog_sent(self, Py_ssize_t size) except -1
     cdef int schedule_flush(self) except -1
     cdef int report_end(self, int end, object error) except -1

@@ -65,17 +65,14 @@ cdef class ReadSpace:
     def __cinit__(self, Py_ssize_t capacity=READ_SPACE_SIZE):
         self.buffer = new_receive_buffer(capacity)
 
-    cdef int settle(self, Py_ssize_t filled) except -1:
+    cdef int settle(self, Py_ssize_t filled) noexcept:
         """Find where the next read may go: over these bytes, unless somebody still looks at them."""
         if Py_REFCNT(<PyObject*> self.buffer) == 1:
             self.base = 0
-            return 0
-        # Going on behind what is held fills a buffer before it is given away: small views kept from many
-        # reads hold one buffer together, not one each.
-        self.base = (filled + 63) & ~63
-        if self.buffer.capacity - self.base < READ_SPACE_MINIMUM:
-            self.buffer = new_receive_buffer(self.buffer.capacity)
-            self.base = 0
+        else:
+            # Going on behind what is held fills a buffer before it is given away: small views kept from many
+            # reads hold one buffer together, not one each.
+            self.base = (filled + 63) & ~63
         return 0
 
     cdef ReceiveBuffer take_large(self, Py_ssize_t capacity):
@@ -142,6 +139,9 @@ cdef class StreamHandler:
     cdef int stream_drained(self) except -1:
         return 0
 
+    cdef int stream_broken(self, error) except -1:
+        return 0
+
 
 # The handler of a stream that has none (yet, or any more), and who keeps memory for one without a loop, so that C
 # calls never meet None.
@@ -184,7 +184,11 @@ cdef class ByteStream(StreamHandler):
             wanted = self.handler.stream_wanted()
             capacity = self.pending.capacity - self.pending_start
             if capacity == held:
-                self._grow()
+                try:
+                    self._grow()
+                except MemoryError as error:
+                    self.broken(error)
+                    raise
                 capacity = self.pending.capacity
             where[0] = self.pending.data + self.pending_end
             # Not a byte more than the unit has: what follows it belongs into the shared space.
@@ -194,13 +198,27 @@ cdef class ByteStream(StreamHandler):
         if self.reads_large:
             where[0] = buffer.data
             return self.expected
-        if space.busy:
-            space = self.space = ReadSpace()
+        if space.busy or space.buffer.capacity - space.base < READ_SPACE_MINIMUM:
+            space = self._fresh_space()
         buffer = space.buffer
         if held:
             memcpy(buffer.data + space.base, self.pending.data + self.pending_start, <size_t> held)
         where[0] = buffer.data + space.base + held
         return buffer.capacity - space.base - held
+
+    cdef ReadSpace _fresh_space(self):
+        """The space has no room, or another stream's handler is looking at it."""
+        cdef ReadSpace space = self.space
+        try:
+            if space.busy:
+                space = self.space = ReadSpace()
+            else:
+                space.buffer = new_receive_buffer(space.buffer.capacity)
+                space.base = 0
+        except MemoryError as error:
+            self.broken(error)
+            raise
+        return space
 
     cdef int received(self, Py_ssize_t size) except -1:
         """`size` bytes are where reserve() said: show them to the handler, keep what it does not use."""
@@ -208,6 +226,8 @@ cdef class ByteStream(StreamHandler):
         cdef Py_ssize_t used
         cdef uint8_t *data
         cdef ReadSpace space = self.space
+        # A callback may bring the connection to its end, which would free what runs it.
+        cdef StreamHandler handler = self.handler
         if self.reads_large:
             self.reads_large = False
             self.pending = self.keeper.take_large(size)
@@ -221,16 +241,37 @@ cdef class ByteStream(StreamHandler):
         self.pending_start = self.pending_end = 0
         data = space.buffer.data + space.base
         size += held
-        space.busy = True
+        space.busy = self.delivering = True
         try:
-            used = self.handler.stream_data(data, size, space.buffer)
+            used = handler.stream_data(data, size, space.buffer)
             if used < size and not self.closing:
                 self._save(data + used, size - used)
+        except BaseException as error:
+            self.broken(error)
+            raise
         finally:
-            space.busy = False
+            space.busy = self.delivering = False
             space.settle(space.base + size)
+            if self.reentered:
+                self._delivery_over()
         if self.keeper.large is not None:
             self.keeper.read_without_large()
+        return 0
+
+    cdef int _delivery_over(self) except -1:
+        """What a loop inside the callback wanted to read can be read now."""
+        self.reentered = False
+        if not self.closed:
+            self.loop.call_soon(self._deliver_turn)
+        return 0
+
+    cdef int broken(self, error) except -1:
+        """Received bytes are lost: what follows them would be taken for something else."""
+        try:
+            self.handler.stream_broken(error)
+        finally:
+            if not self.closing:
+                self.abort()
         return 0
 
     cdef int deliver_pending(self) except -1:
@@ -238,18 +279,28 @@ cdef class ByteStream(StreamHandler):
         cdef ReceiveBuffer buffer = self.pending
         cdef Py_ssize_t size = self.pending_end - self.pending_start
         cdef Py_ssize_t used
+        cdef StreamHandler handler = self.handler
         if buffer is None:
             return 0
-        used = self.handler.stream_data(buffer.data + self.pending_start, size, buffer)
-        self.pending_start += used
-        if used == size or self.closing:
-            self.pending = None
-            self.pending_start = self.pending_end = 0
-            self.expected = size if size > READ_SPACE_SIZE and self.reads_at_once else 0
-        elif size - used <= SMALL_PENDING < buffer.capacity:
-            self._save(buffer.data + self.pending_start, size - used)
-        else:
-            return 0
+        self.delivering = True
+        try:
+            used = handler.stream_data(buffer.data + self.pending_start, size, buffer)
+            self.pending_start += used
+            if used == size or self.closing:
+                self.pending = None
+                self.pending_start = self.pending_end = 0
+                self.expected = size if size > READ_SPACE_SIZE and self.reads_at_once else 0
+            elif size - used <= SMALL_PENDING < buffer.capacity:
+                self._save(buffer.data + self.pending_start, size - used)
+            else:
+                return 0
+        except BaseException as error:
+            self.broken(error)
+            raise
+        finally:
+            self.delivering = False
+            if self.reentered:
+                self._delivery_over()
         if buffer.capacity > SMALL_PENDING:
             self.keeper.give_large(buffer)
         return 0
@@ -291,6 +342,20 @@ cdef class ByteStream(StreamHandler):
         cdef Py_ssize_t wanted = self.handler.stream_wanted()
         return wanted if size < wanted < capacity else capacity
 
+    def _deliver_turn(self):
+        # What is kept comes before anything that a read finds, the end above all. On some loops a reader that is
+        # added now is called before this is.
+        if self.delivering:
+            self.reentered = True
+            return
+        if not self.closing and not self.reading_paused:
+            self.deliver_pending()
+        if not self.closing and not self.reading_paused:
+            self.read_on()
+
+    cdef int read_on(self) except -1:
+        raise NotImplementedError
+
     cdef int descriptor_ready(self, bint readable, bint writable) except -1:
         return 0
 
@@ -326,12 +391,36 @@ cdef class ByteStream(StreamHandler):
     cdef Py_ssize_t backlog_size(self) noexcept:
         return self.backlog_end - self.backlog_start
 
-    cdef int append_backlog(self, const uint8_t *data, Py_ssize_t size) except -1:
+    cdef int begin_unit(self) except -1:
+        self.in_unit = True
+        return 0
+
+    cdef int end_unit(self) except -1:
+        self.in_unit = False
+        if self.backlog_end and self.corks == 0:
+            if self.coalescing:
+                self.schedule_flush()
+            else:
+                self.flush()
+        return 0
+
+    cdef int append_backlog(self, const uint8_t *head, Py_ssize_t head_size,
+                            const uint8_t *body, Py_ssize_t body_size) except -1:
+        if self._make_backlog_room(head_size + body_size) < 0:
+            return self.out_of_memory()
+        if head_size:
+            memcpy(self.backlog + self.backlog_end, head, <size_t> head_size)
+            self.backlog_end += head_size
+        if body_size:
+            memcpy(self.backlog + self.backlog_end, body, <size_t> body_size)
+            self.backlog_end += body_size
+        return 0
+
+    cdef int _make_backlog_room(self, Py_ssize_t size) noexcept:
+        """Returns -1 if there is no memory."""
         cdef Py_ssize_t held = self.backlog_end - self.backlog_start
         cdef Py_ssize_t capacity
         cdef void *grown
-        if size == 0:
-            return 0
         if self.backlog_start and self.backlog_start >= held and self.backlog_capacity - self.backlog_end < size:
             memmove(self.backlog, self.backlog + self.backlog_start, <size_t> held)
             self.backlog_start = 0
@@ -340,12 +429,13 @@ cdef class ByteStream(StreamHandler):
             capacity = max(2 * self.backlog_capacity, self.backlog_end + size)
             grown = PyMem_Realloc(self.backlog, <size_t> capacity)
             if grown == NULL:
-                raise MemoryError()
+                return -1
             self.backlog = <uint8_t*> grown
             self.backlog_capacity = capacity
-        memcpy(self.backlog + self.backlog_end, data, <size_t> size)
-        self.backlog_end += size
         return 0
+
+    cdef int out_of_memory(self) except -1:
+        raise NotImplementedError
 
     cdef int backlog_sent(self, Py_ssize_t size) except -1:
         self.backlog_start += size
@@ -420,10 +510,15 @@ cdef class ByteStream(StreamHandler):
         self.backlog_start = self.backlog_end = self.backlog_capacity = 0
         PyMem_Free(self.backlog)
         self.backlog = NULL
-        if self.loop.is_closed():
+        try:
+            if not self.loop.is_closed():
+                self.loop.call_soon(self._tell_closed)
+                return 0
+        except BaseException:
+            # No memory, or a signal's: the handler is told all the same. A second call does nothing.
             self._tell_closed()
-        else:
-            self.loop.call_soon(self._tell_closed)
+            raise
+        self._tell_closed()
         return 0
 
     def _tell_closed(self):

@@ -28,6 +28,7 @@ cdef class TcpStream(ByteStream):
         int send_error          # errno that ended sending, 0 if none did; reading goes on until it ends too
 
     cdef bint _read_once(self) except -1
+    cdef bint _read_later(self) except -1
     cdef bint _read_stamped(self) except -1
     cdef int _nothing_read(self, Py_ssize_t size) except -1
     cdef int _want_stamps(self) except -1

@@ -11,7 +11,7 @@ import os
 import socket
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport ECONNABORTED, ECONNRESET, EINTR, EPIPE, errno
+from libc.errno cimport ECONNABORTED, ECONNRESET, EINTR, ENOMEM, EPIPE, errno
 from libc.stdint cimport int64_t, uint8_t
 
 from .poller cimport POLL_CAME, POLL_EDGE, POLL_LEFT, POLL_READ, POLL_WRITE, poller_of
@@ -223,6 +223,8 @@ cdef class TcpStream(ByteStream):
         cdef Py_ssize_t room, size
         if not self.reading:
             return False
+        if self.delivering and not self.closing:
+            return self._read_later()
         if self.stamped:
             return self._read_stamped()
         room = self.reserve(&where)
@@ -235,6 +237,12 @@ cdef class TcpStream(ByteStream):
                     self._after_read()
             return True
         self._nothing_read(size)
+        return False
+
+    cdef bint _read_later(self) except -1:
+        """A loop inside the handler's callback must not read. It would find the descriptor readable again and again."""
+        self.reentered = True
+        self._stop_reading()
         return False
 
     cdef bint _read_stamped(self) except -1:
@@ -347,13 +355,11 @@ cdef class TcpStream(ByteStream):
             else:
                 self.start_reading()
 
-    def _deliver_turn(self):
-        # What is kept comes before anything that a read finds, the end above all. On some loops a reader that is
-        # added now is called before this is.
-        if not self.closing and not self.reading_paused:
-            self.deliver_pending()
-        if not self.closing and not self.reading_paused:
-            self.start_reading()
+    cdef int read_on(self) except -1:
+        self.start_reading()
+        if self.send_error:
+            self._after_send_failed()
+        return 0
 
     # --- out
 
@@ -363,9 +369,8 @@ cdef class TcpStream(ByteStream):
         if self.closing or self.send_error:
             return 0
         if self.backlog_end or self.corks or self.coalescing:
-            self.append_backlog(head, head_size)
-            self.append_backlog(body, body_size)
-            if self.corks == 0 and not self.writing:
+            self.append_backlog(head, head_size, body, body_size)
+            if not (self.corks or self.in_unit or self.writing or self.send_error):
                 self.schedule_flush()
             return 0
         if body_size:
@@ -379,11 +384,24 @@ cdef class TcpStream(ByteStream):
                 return self._send_failed(errno)
             sent = 0
         if sent < head_size:
-            self.append_backlog(head + sent, head_size - sent)
-            sent = head_size
-        self.append_backlog(body + (sent - head_size), head_size + body_size - sent)
-        self._start_writing()
+            self.append_backlog(head + sent, head_size - sent, body, body_size)
+        else:
+            self.append_backlog(body + (sent - head_size), head_size + body_size - sent, NULL, 0)
+        if not (self.in_unit or self.send_error):
+            self._start_writing()
         return 0
+
+    cdef int end_unit(self) except -1:
+        self.in_unit = False
+        if self.backlog_end and not (self.corks or self.writing):
+            if self.coalescing:
+                self.schedule_flush()
+            else:
+                self._start_writing()
+        return 0
+
+    cdef int out_of_memory(self) except -1:
+        return self._send_failed(ENOMEM)
 
     cdef bint take_back(self, Py_ssize_t size) noexcept:
         if self.backlog_end - self.backlog_start <= size:
@@ -428,7 +446,9 @@ cdef class TcpStream(ByteStream):
         return 0
 
     def _after_send_failed(self):
-        if self._read_once() and not self.closed:
+        if self.delivering:
+            self.reentered = True       # the end comes behind what the handler has not come to yet
+        elif self._read_once() and not self.closed:
             self.loop.call_soon(self._after_send_failed)
         elif not self.end_seen and not self.closed:
             self._read_failed(self.send_error)
@@ -487,16 +507,18 @@ cdef class TcpStream(ByteStream):
     cdef int finish(self) except -1:
         if self.closed:
             return 0
-        if self.peername is None:
-            self.peername = self.get_extra_info("peername")
-        self.ended_after = self.last_received()
         try:
+            if self.peername is None:
+                self.peername = self.get_extra_info("peername")
+            self.ended_after = self.last_received()
             self._stop_reading()
             self._stop_writing()
         finally:
             self.fd = -1
-            self.sock.close()
-            ByteStream.finish(self)
+            try:
+                self.sock.close()
+            finally:
+                ByteStream.finish(self)
         return 0
 
     def last_received(self):

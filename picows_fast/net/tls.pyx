@@ -233,16 +233,17 @@ cdef class TlsStream(ByteStream):
     cpdef resume_reading(self):
         if self.reading_paused and not self.closing:
             self.reading_paused = False
-            self.loop.call_soon(self._resume_turn)
+            self.loop.call_soon(self._deliver_turn)
 
-    def _resume_turn(self):
+    cdef int read_on(self) except -1:
         # Records that came before the pause produce no event below, and come before what the stream below has next.
-        if not self.closing and not self.reading_paused:
-            self.deliver_pending()
-        if not self.closing and not self.reading_paused:
-            self._advance()
+        self._advance()
         if not self.closing and not self.reading_paused:
             self.lower.resume_reading()
+        return 0
+
+    cdef int stream_broken(self, error) except -1:
+        return self.handler.stream_broken(error)
 
     # --- out
 
@@ -252,10 +253,9 @@ cdef class TlsStream(ByteStream):
         cdef uint8_t[RECORD_SIZE] record
         if self.closing or self.failed:
             return 0
-        if self.handshaking or self.backlog_end or self.corks or self.coalescing:
-            self.append_backlog(head, head_size)
-            self.append_backlog(body, body_size)
-            if self.corks == 0 and not self.handshaking:
+        if self.handshaking or self.backlog_end or self.corks or self.coalescing or self.in_unit:
+            self.append_backlog(head, head_size, body, body_size)
+            if not (self.corks or self.handshaking or self.in_unit or self.failed):
                 self.schedule_flush()
             return 0
         try:
@@ -278,14 +278,14 @@ cdef class TlsStream(ByteStream):
         """Make records of it; keep for later what TLS will not take before it has read something."""
         cdef Py_ssize_t done = 0
         if self.backlog_end:
-            return self.append_backlog(data, size)
+            return self.append_backlog(data, size, NULL, 0)
         while done < size:
             try:
                 done += self.tls.write(PyMemoryView_FromMemory(
                     <char*> data + done, min(size - done, <Py_ssize_t> PIECE_SIZE), PyBUF_READ
                 ))
             except (WantRead, WantWrite):
-                return self.append_backlog(data + done, size - done)
+                return self.append_backlog(data + done, size - done, NULL, 0)
             if done < size:
                 self._send_records()
         return 0
@@ -318,6 +318,10 @@ cdef class TlsStream(ByteStream):
         if self.closing and self.backlog_end == 0:
             self._shut()
         return 0
+
+    cdef int out_of_memory(self) except -1:
+        self.failed = True
+        return self.report_end(StreamEnd.FAILED, MemoryError("no memory for what was to be sent"))
 
     cdef int _send_records(self) except -1:
         cdef bytes records = self.outgoing.read()

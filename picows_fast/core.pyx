@@ -110,7 +110,9 @@ cdef class WSListener:
         """Auto-ping is due. Sends a PING frame; override it to send what the peer understands as one."""
         if transport is None:
             raise TypeError("transport must be a WSTransport, got None")
-        transport.send_ping()
+        # Not by send_ping(), which may raise: that nothing can be sent is told by the end.
+        transport._check_thread("send_ping")
+        transport._send_frame(WSMsgType.PING, NULL, 0, True, 0)
 
     cpdef is_user_specific_pong(self, WSFrame frame):
         """Return whether this frame answers a ping. Asked only while an answer is expected.
@@ -207,6 +209,7 @@ cdef class WSTransport(FrameSender):
             messages_joined=self.messages_joined,
             backlog_bytes=self.write_backlog,
             backlog_highest_bytes=self.backlog_highest,
+            backlog_lost_bytes=self.stream.backlog_lost,
             reading_pauses=self.reading_pauses,
             writing_pauses=self.writing_pauses,
             pings_sent=self.pings_sent,
@@ -712,7 +715,7 @@ cdef class WSTransport(FrameSender):
 
     async def _measure_once(self):
         if self.state_code != OPEN or self.is_close_frame_sent:
-            raise WSConnectionClosedError(cause=self.disconnect_cause)
+            raise self._closed_error("the round trip was not measured")
         numbered = not self.asks_pong and (
             who_overrides(self.ws_listener, "send_user_specific_ping", _BASE_PING) is None
         )
@@ -801,6 +804,12 @@ cdef class WSTransport(FrameSender):
 
     # --- The end: first what is to be done, then what is to be logged, which may run anybody's code and raise
 
+    cdef object _closed_error(self, str message):
+        recv = None if self.close_handshake is None else self.close_handshake.recv
+        if recv is None:
+            return WSConnectionClosedError(message, self.disconnect_cause)
+        return WSConnectionClosedError(message, self.disconnect_cause, recv.code, recv.reason)
+
     cdef int _set_cause(self, cause, error) except -1:
         if self.disconnect_cause is None:
             self.disconnect_cause = cause
@@ -812,6 +821,10 @@ cdef class WSTransport(FrameSender):
         cdef bint fatal, ends, told
         if isinstance(error, WSPeerProtocolError):
             return self._peer_failed(error)     # found by a listener, and the peer's doing all the same
+        if isinstance(error, WSConnectionClosedError) and (not self._can_send() or self.stream.write_failed):
+            # Of raise_if_not_sent: the connection ends already, and what began that is the cause.
+            self.logger.info("%r: %s: %s", self, method, error)
+            return 0
         fatal = not isinstance(error, Exception)
         ends = self.options.disconnect_on_exception or fatal or method == "on_ws_connected"
         told = ends and self.is_client_side and self.callback_error is None
@@ -953,7 +966,7 @@ cdef class WSTransport(FrameSender):
         cause = self.disconnect_cause
         for future in (self.connected_future, self.pong_waiter):
             if future is not None and not future.done():
-                future.set_exception(WSConnectionClosedError(f"the connection is closed ({cause.name})", cause))
+                future.set_exception(self._closed_error("the connection is closed"))
         self.connected_future = None
         error = self.callback_error
         if isinstance(error, (StopIteration, asyncio.CancelledError)):
@@ -997,6 +1010,7 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     if traffic is not None:
         transport.shared_traffic = &(<SharedTraffic?> traffic).counters
         transport.shared_traffic_owner = traffic
+    transport.raises_if_not_sent = options.raise_if_not_sent
     transport._share_scratch(loop)
     transport.max_backlog = -1 if options.max_write_backlog is None else options.max_write_backlog
     stream.handler = transport

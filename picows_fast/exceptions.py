@@ -1,8 +1,7 @@
 """The errors of this package, and the table of what a peer can do wrong in a frame.
 
 Owns the exception classes and the meaning of the wire reader's negative error codes. Decides
-nothing: which error is raised when is the business of the code that raises it. Imports nothing of
-the package.
+nothing: which error is raised when is the business of the code that raises it.
 
     Exception
       WSError                          everything below
@@ -15,7 +14,7 @@ the package.
         WSProxyError                   the proxy refused or failed
         WSProtocolError                fail the connection with a close code    RFC 6455 7.1.7
           WSPeerProtocolError          ... because of the frames the peer sent
-        WSConnectionClosedError        the connection ended while something was awaited
+        WSConnectionClosedError        the connection ended, or is ending (a ConnectionResetError)
 
 All of them can be pickled and copied.
 """
@@ -23,8 +22,9 @@ All of them can be pickled and copied.
 from __future__ import annotations
 
 import re
-from enum import IntEnum
 from typing import Any, NamedTuple
+
+from .states import NamedIntEnum, WSDisconnectCause
 
 __all__ = [
     "VIOLATIONS",
@@ -49,8 +49,15 @@ _SHOWN_VALUE_LENGTH = 200
 _USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
 
 
+def close_text(code: int, reason: str | None) -> str:
+    """What a received CLOSE frame said, for a log line or the text of an error."""
+    said = f"CLOSE {code:d} received" if code else "CLOSE received"
+    return said if reason is None else f"{said}: {reason!r}"
+
+
 def _rebuild(cls: type[WSError], args: tuple[object, ...], state: dict[str, Any]) -> WSError:
     error = cls.__new__(cls, *args)
+    error.args = args  # __new__ of an OSError with an __init__ of its own does not keep them
     error.__dict__.update(state)
     return error
 
@@ -139,15 +146,29 @@ class WSProxyError(WSError):
     """The proxy could not be reached, refused the tunnel, or did not speak its protocol."""
 
 
-class WSConnectionClosedError(WSError):
-    """An awaited operation could not finish because the connection ended.
+class WSConnectionClosedError(WSError, ConnectionResetError):
+    """The connection ended, or is ending: what was awaited does not come, what was sent goes
+    nowhere.
 
-    `cause`: what ended the connection, or None if that is not known.
+    `cause`: the WSDisconnectCause, or None if that is not known.
+    `close_code`, `close_reason`: what the peer's CLOSE frame said (RFC 6455 7.1.5, 7.1.6), None if
+    there was none. The text has all of them.
     """
 
-    def __init__(self, message: str = "the connection is closed", cause: object = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str = "the connection is closed",
+        cause: WSDisconnectCause | None = None,
+        close_code: int | None = None,
+        close_reason: str | None = None,
+    ) -> None:
+        seen = [] if cause is None else [str(cause)]
+        if close_code is not None:
+            seen.append(close_text(close_code, close_reason))
+        super().__init__(f"{message} ({', '.join(seen)})" if seen else message)
         self.cause = cause
+        self.close_code = close_code
+        self.close_reason = close_reason
 
 
 class WSProtocolError(WSError):
@@ -186,7 +207,7 @@ class WSProtocolError(WSError):
         return reason[:MAX_CLOSE_REASON_SIZE].decode("utf-8", "ignore").encode("utf-8")
 
 
-class WSViolation(IntEnum):
+class WSViolation(NamedIntEnum):
     """What a peer can do wrong in its frames. The values are the error codes of wire/frame.h."""
 
     RESERVED_OPCODE = -1

@@ -404,6 +404,13 @@ class ConnectionOptions(_Settings):
         unit="bytes",
     )
 
+    raise_if_not_sent: bool = setting(
+        False,
+        _flag,
+        "Whether send, send_ping, send_pong and send_reuse_external_bytearray raise "
+        "WSConnectionClosedError if the frame goes nowhere, as the connection is closing or "
+        "closed. If not, they return False.",
+    )
     coalesce_writes: bool = setting(
         False,
         _flag,

@@ -49,6 +49,7 @@ cdef class FrameSender(StreamHandler):
         _Outbox outbox              # of picows_fast.layers; None if there is none
         bint in_message             # the application is between two fragments of a message
         bint trace                  # frames are logged, at PICOWS_DEBUG_LL
+        bint raises_if_not_sent     # the setting raise_if_not_sent
 
         # statistics
         TrafficCounters traffic
@@ -57,7 +58,7 @@ cdef class FrameSender(StreamHandler):
         Py_ssize_t backlog_highest  # bytes
 
     # `buffer` has room for the frame's header, 14 bytes, in front of it. It is not changed behind that, and free for
-    # reuse when the call returns.
+    # reuse when the call returns. Returns 1 if the frame was taken, 0 if it went nowhere; raises what send() does.
     cdef int send_reuse_external_buffer(self, WSMsgType msg_type, char* buffer, Py_ssize_t size, bint fin=*,
                                         bint rsv1=*, bint rsv2=*, bint rsv3=*) except -1
     cpdef send(self, WSMsgType msg_type, message, bint fin=*, bint rsv1=*, bint rsv2=*, bint rsv3=*)
@@ -70,6 +71,7 @@ cdef class FrameSender(StreamHandler):
     cpdef uncork(self)
 
     # --- internal
+    # Those that send return 1 if the frame was taken, 0 if it went nowhere. They raise nothing for that.
     cdef int _share_scratch(self, loop) except -1
     cdef int _check_thread(self, str method) except -1
     cdef int _send_frame(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
@@ -77,13 +79,17 @@ cdef class FrameSender(StreamHandler):
     cdef int _send_large_masked(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
                                 unsigned int rsv) except -1
     cdef int _count_sent(self, int msg_type, Py_ssize_t size) noexcept
+    cdef int _written(self) except -1
     cdef int _check_backlog(self) except -1
     cdef bint _can_send(self) noexcept
+    cdef object _not_sent(self, int msg_type)
     cdef int _sending_data(self, bint fin) except -1
     cdef int _end_outbox(self) except -1
     cdef int _send_close_payload(self, bytes payload) except -1
 
     # --- for WSTransport to fill in
+    # What send() raises if the frame went nowhere.
+    cdef object _closed_error(self, str message)
     # More than max_backlog bytes wait for the peer.
     cdef int _backlog_exceeded(self, Py_ssize_t size) except -1
     # CLOSE was written, with this payload.

@@ -79,6 +79,10 @@ cdef class FrameSender(StreamHandler):
         :param message: payload: str (sent as UTF-8), bytes-like or None; it may be reused at once
         :param fin: False if fragments of the same message follow
         :param rsv1: reserved bit, for extensions; likewise rsv2, rsv3
+        :returns: bool: True if the frame was taken, to be sent now or after what waits; False if it goes nowhere, as
+            the connection is closing or closed
+        :raises WSConnectionClosedError: instead of returning False, with the setting ``raise_if_not_sent``; not for
+            CLOSE
         :raises ValueError: reserved opcode; a control frame that is fragmented or above 125 bytes; a bad close code
         :raises TypeError: message is neither str, bytes-like nor None
         :raises RuntimeError: called from another thread
@@ -87,20 +91,24 @@ cdef class FrameSender(StreamHandler):
         cdef const char *text
         cdef Py_ssize_t size = 0
         cdef unsigned int rsv = (4 if rsv1 else 0) | (2 if rsv2 else 0) | (1 if rsv3 else 0)
+        cdef int taken
         self._check_thread("send")
         if isinstance(message, bytes):
-            self._send_frame(msg_type, <const uint8_t*> PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), fin, rsv)
+            taken = self._send_frame(
+                msg_type, <const uint8_t*> PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), fin, rsv
+            )
         elif isinstance(message, str):
             text = PyUnicode_AsUTF8AndSize(message, &size)
-            self._send_frame(msg_type, <const uint8_t*> text, size, fin, rsv)
+            taken = self._send_frame(msg_type, <const uint8_t*> text, size, fin, rsv)
         elif message is None:
-            self._send_frame(msg_type, NULL, 0, fin, rsv)
+            taken = self._send_frame(msg_type, NULL, 0, fin, rsv)
         else:
             PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
             try:
-                self._send_frame(msg_type, <const uint8_t*> view.buf, view.len, fin, rsv)
+                taken = self._send_frame(msg_type, <const uint8_t*> view.buf, view.len, fin, rsv)
             finally:
                 PyBuffer_Release(&view)
+        return True if taken else self._not_sent(msg_type)
 
     cpdef send_reuse_external_bytearray(self, WSMsgType msg_type, bytearray buffer, Py_ssize_t msg_offset,
                                         bint fin=True, bint rsv1=False, bint rsv2=False, bint rsv3=False):
@@ -109,6 +117,8 @@ cdef class FrameSender(StreamHandler):
         What those bytes hold afterwards is undefined; the payload is unchanged, and free for reuse.
 
         :param msg_offset: bytes; at least 14
+        :returns: bool, as :meth:`send`
+        :raises WSConnectionClosedError: as for :meth:`send`
         :raises ValueError: msg_offset is below 14 or behind the end, or as for :meth:`send`
         """
         cdef Py_buffer view
@@ -118,9 +128,9 @@ cdef class FrameSender(StreamHandler):
         try:
             if not MAX_HEADER_SIZE <= msg_offset <= view.len:
                 raise ValueError(f"msg_offset must be in {MAX_HEADER_SIZE}..{view.len}, got {msg_offset}")
-            self.send_reuse_external_buffer(
+            return bool(self.send_reuse_external_buffer(
                 msg_type, <char*> view.buf + msg_offset, view.len - msg_offset, fin, rsv1, rsv2, rsv3
-            )
+            ))
         finally:
             PyBuffer_Release(&view)
 
@@ -132,9 +142,13 @@ cdef class FrameSender(StreamHandler):
         self._check_thread("send_reuse_external_buffer")
         if self.is_client_side or msg_type == WSMsgType.CLOSE or size <= COPY_LIMIT // 16:
             # Masking makes a copy anyway, and leaves the caller's bytes as they are.
-            return self._send_frame(msg_type, <const uint8_t*> buffer, size, fin, rsv)
+            if not self._send_frame(msg_type, <const uint8_t*> buffer, size, fin, rsv):
+                self._not_sent(msg_type)
+                return 0
+            return 1
         check_frame(msg_type, fin, size)
         if not self._can_send():
+            self._not_sent(msg_type)
             return 0
         if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
             self._sending_data(fin)
@@ -142,9 +156,10 @@ cdef class FrameSender(StreamHandler):
         memcpy(buffer - header_size, header, <size_t> header_size)
         self._count_sent(msg_type, size)
         self.stream.write(<const uint8_t*> buffer - header_size, header_size + size, NULL, 0)
-        if self.outbox is not None and not self.in_message:
-            self.outbox.may_write()
-        return self._check_backlog()
+        if not self._written():
+            self._not_sent(msg_type)
+            return 0
+        return 1
 
     @cython.final
     cdef int _send_frame(self, int msg_type, const uint8_t *payload, Py_ssize_t size, bint fin,
@@ -172,9 +187,23 @@ cdef class FrameSender(StreamHandler):
                 header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL
             )
             self.stream.write(header, header_size, payload, size)
+        return self._written()
+
+    @cython.final
+    cdef inline int _written(self) except -1:
+        """A whole frame was written. Returns whether it was taken."""
+        if self.stream.closing or self.stream.write_failed:
+            return 0
         if self.outbox is not None and not self.in_message:
             self.outbox.may_write()
         return self._check_backlog()
+
+    @cython.final
+    cdef object _not_sent(self, int msg_type):
+        """A frame of the application's went nowhere. What CLOSE is for has come about without it."""
+        if self.raises_if_not_sent and msg_type != WSMsgType.CLOSE:
+            raise self._closed_error("the frame was not sent")
+        return False
 
     @cython.final
     cdef int _count_sent(self, int msg_type, Py_ssize_t size) noexcept:
@@ -226,30 +255,36 @@ cdef class FrameSender(StreamHandler):
 
     @cython.final
     cdef int _check_backlog(self) except -1:
-        """A whole frame was written: does the peer keep up?"""
+        """A whole frame was written: does the peer keep up? Returns whether the connection goes on."""
         cdef Py_ssize_t size = self.stream.backlog_size()
         if size == 0 or self.stream.closing:
-            return 0
+            return 1
         self.backlog_highest = max(self.backlog_highest, size)
         if 0 <= self.max_backlog < size:
-            return self._backlog_exceeded(size)
-        return self.stream.check_high_watermark()
+            self._backlog_exceeded(size)
+            return 0
+        self.stream.check_high_watermark()
+        return 1
 
     cpdef send_ping(self, message=None):
         """Send a PING frame (RFC 6455 5.5.2).
 
         :param message: str, bytes-like or None; at most 125 bytes
+        :returns: bool, as :meth:`send`
         :raises ValueError: message is too long
+        :raises WSConnectionClosedError: as for :meth:`send`
         """
-        self.send(WSMsgType.PING, message)
+        return self.send(WSMsgType.PING, message)
 
     cpdef send_pong(self, message=None):
         """Send a PONG frame (RFC 6455 5.5.3).
 
         :param message: str, bytes-like or None; at most 125 bytes
+        :returns: bool, as :meth:`send`
         :raises ValueError: message is too long
+        :raises WSConnectionClosedError: as for :meth:`send`
         """
-        self.send(WSMsgType.PONG, message)
+        return self.send(WSMsgType.PONG, message)
 
     cpdef send_close(self, close_code=WSCloseCode.NO_INFO, close_message=None):
         """Send a CLOSE frame (RFC 6455 5.5.1, 7.1.2): nothing more can be sent.
@@ -258,14 +293,18 @@ cdef class FrameSender(StreamHandler):
 
         :param close_code: :class:`WSCloseCode` or int in 3000..4999; NO_INFO or None sends none
         :param close_message: reason: str, UTF-8 bytes-like or None; at most 123 bytes
+        :returns: bool: True if it was sent; False if a CLOSE was sent before, or the connection is ending without
         :raises ValueError: a code that must not be sent, or a bad reason
         :raises RuntimeError: called from another thread
         """
         self._check_thread("send_close")
-        self._send_close_payload(build_close_payload(0 if close_code is None else close_code, close_message))
+        return bool(self._send_close_payload(
+            build_close_payload(0 if close_code is None else close_code, close_message)
+        ))
 
     cdef int _send_close_payload(self, bytes payload) except -1:
         cdef Py_ssize_t size
+        cdef int taken
         if len(payload) == 1:
             raise ValueError("the payload of CLOSE is empty or starts with a code of two bytes (RFC 6455 5.5.1)")
         if payload and build_close_payload((payload[0] << 8) | payload[1], payload[2:]) != payload:
@@ -285,8 +324,10 @@ cdef class FrameSender(StreamHandler):
         )
         self._count_sent(WSMsgType.CLOSE, len(payload))
         self.stream.write(self.scratch, size, NULL, 0)
+        taken = not (self.stream.closing or self.stream.write_failed)
         self.is_close_frame_sent = True
-        return self._close_sent(payload)
+        self._close_sent(payload)
+        return taken
 
     cpdef cork(self):
         """Hold back what is sent from now on, until :meth:`uncork`: it leaves in one system call. Calls nest."""
@@ -301,6 +342,9 @@ cdef class FrameSender(StreamHandler):
             self.stream.uncork()
             if self.outbox is not None:
                 self.outbox.may_write()
+
+    cdef object _closed_error(self, str message):
+        return None
 
     cdef int _backlog_exceeded(self, Py_ssize_t size) except -1:
         return 0

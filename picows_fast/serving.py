@@ -38,8 +38,9 @@ class Connection(Protocol):
     def disconnect_cause(self) -> WSDisconnectCause | None:
         """Why it ended, once it has."""
 
-    def send_close(self, close_code: int, close_message: str | None = None) -> None:
-        """Send CLOSE, if that is possible."""
+    def send_close(self, close_code: int, close_message: str | None = None) -> bool:
+        """Send CLOSE, if that is possible; return whether it was sent."""
+        ...
 
     def disconnect(self, graceful: bool = True) -> None:
         """End the connection, in order if ``graceful``."""

@@ -7,10 +7,28 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["TRANSITIONS", "WSDisconnectCause", "WSState"]
+__all__ = ["TRANSITIONS", "NamedIntEnum", "WSDisconnectCause", "WSState"]
+
+# The presentation types of an int's format specification; any other specification is for the name.
+_INT_PRESENTATIONS = "bcdeEfFgGnoxX%"
 
 
-class WSState(IntEnum):
+class NamedIntEnum(IntEnum):
+    """An IntEnum whose ``str()`` and ``format()`` give the member's name, on every Python.
+
+    ``%d`` and format specifications of an int, such as ``:d``, give the value.
+    """
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, format_spec: str) -> str:
+        if format_spec and format_spec[-1] in _INT_PRESENTATIONS:
+            return int.__format__(self, format_spec)
+        return format(self.name, format_spec)
+
+
+class WSState(NamedIntEnum):
     """The state of a connection, ``WSTransport.state`` (RFC 6455 4.1, 7.1.3, 7.1.4)."""
 
     CONNECTING = 0
@@ -38,7 +56,7 @@ TRANSITIONS: tuple[tuple[WSState, str, WSState], ...] = (
 )
 
 
-class WSDisconnectCause(IntEnum):
+class WSDisconnectCause(NamedIntEnum):
     """What ended a connection: the first of these that happened,
     ``WSTransport.disconnect_cause``."""
 

@@ -75,6 +75,11 @@ class TransportStats:
     """Now: bytes that were sent and that the operating system has not taken yet."""
     backlog_highest_bytes: int
     """The most that ``backlog_bytes`` has been after a frame was sent."""
+    backlog_lost_bytes: int
+    """Bytes that were sent by the application and that the operating system never took, counted
+    when the connection ends without them. 0 does not say that everything arrived: what the system
+    took may be lost on its way. Over TLS with its overhead, where the bytes were encrypted. Over a
+    transport of the event loop's, a reset leaves no more to count than what waited before it."""
     reading_pauses: int
     """How often ``pause_reading`` stopped the connection from receiving."""
     writing_pauses: int

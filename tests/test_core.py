@@ -6,6 +6,7 @@ import array
 import asyncio
 import functools
 import gc
+import logging
 import os
 import threading
 import types
@@ -14,7 +15,14 @@ import weakref
 import pytest
 
 import picows_fast
-from picows_fast import WSCloseCode, WSDisconnectCause, WSListener, WSMsgType, WSState
+from picows_fast import (
+    WSCloseCode,
+    WSConnectionClosedError,
+    WSDisconnectCause,
+    WSListener,
+    WSMsgType,
+    WSState,
+)
 
 from .peers import connected
 from .support import Echo, Recorder, serving
@@ -44,6 +52,81 @@ async def test_echo_and_closing_handshake(io_options):
     assert transport.close_handshake.recv.reason == "bye"
     assert not transport.close_handshake.recv_then_sent
     assert client.events.count("disconnected") == 1
+
+
+async def test_send_says_whether_the_frame_was_taken(link):
+    listener = Recorder()
+    async with link(listener, small_buffers=True) as pair:
+        transport = pair.transport
+        assert transport.send(WSMsgType.TEXT, "a") is True
+        assert transport.send(WSMsgType.BINARY, bytearray(b"b"), fin=False) is True
+        assert transport.send_ping() is True
+        assert transport.send_pong("c") is True
+        buffer = bytearray(14 + 50_000)
+        assert transport.send_reuse_external_bytearray(WSMsgType.CONTINUATION, buffer, 14) is True
+        assert transport.send(WSMsgType.BINARY, bytes(1_000_000)) is True  # most of it waits
+        assert transport.send_close(1000) is True
+        for result in (
+            transport.send(WSMsgType.TEXT, "d"),
+            transport.send(WSMsgType.CLOSE, b"\x03\xe8"),
+            transport.send_ping(),
+            transport.send_pong(),
+            transport.send_reuse_external_bytearray(WSMsgType.BINARY, buffer, 14),
+            transport.send_close(1000),
+        ):
+            assert result is False
+        opcodes = [(await pair.peer.read_frame())[0] for _ in range(7)]
+        assert opcodes == [1, 2, 9, 10, 0, 2, 8]
+
+
+@pytest.mark.parametrize("end", ["disconnect", "abort", "CLOSE of the peer", "backlog"])
+async def test_raise_if_not_sent(link, end):
+    options = {"max_write_backlog": 200_000} if end == "backlog" else {}
+    async with link(small_buffers=True, raise_if_not_sent=True, **options) as pair:
+        transport = pair.transport
+        assert transport.send(WSMsgType.TEXT, "a") is True
+        if end == "CLOSE of the peer":
+            await pair.peer.send_close(1012, "restart")
+            await pair.listener.frame()
+            transport.send_close(1012)
+        elif end == "backlog":
+            with pytest.raises(ConnectionError, match="WRITE_BACKLOG"):
+                transport.send(WSMsgType.BINARY, bytes(1_000_000))
+        else:
+            transport.disconnect(graceful=end == "disconnect")
+        buffer = bytearray(14 + 50_000)
+        for send in (
+            functools.partial(transport.send, WSMsgType.TEXT, "b"),
+            transport.send_ping,
+            transport.send_pong,
+            functools.partial(
+                transport.send_reuse_external_bytearray, WSMsgType.BINARY, buffer, 14
+            ),
+        ):
+            with pytest.raises(WSConnectionClosedError) as caught:
+                send()
+            assert caught.value.cause == transport.disconnect_cause
+            if end == "CLOSE of the peer":
+                assert (caught.value.close_code, caught.value.close_reason) == (1012, "restart")
+        assert transport.send_close() is False
+        assert transport.send(WSMsgType.CLOSE, b"") is False
+
+
+async def test_a_callback_that_could_not_send_is_not_what_ended_the_connection(link, caplog):
+    class Sender(Recorder):
+        def on_ws_frame(self, transport, frame):
+            super().on_ws_frame(transport, frame)
+            transport.send_close()
+            transport.send(WSMsgType.TEXT, "an order")
+
+    async with link(Sender(), raise_if_not_sent=True) as pair:
+        await pair.peer.send_close()
+        assert await pair.peer.read_close() == (0, "")
+        pair.peer.close()
+        await pair.listener.closed()
+        assert pair.transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+        await pair.transport.wait_disconnected()
+        assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 300_000, 1_000_000, 5_000_000])

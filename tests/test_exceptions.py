@@ -26,6 +26,7 @@ from picows_fast.exceptions import (
     WSViolation,
 )
 from picows_fast.http_messages import WSUpgradeResponse
+from picows_fast.states import WSDisconnectCause
 
 FRAME_H = Path(exceptions.__file__).parent / "wire" / "frame.h"
 
@@ -40,7 +41,7 @@ EVERY_ERROR = [
     WSProxyError("text"),
     WSProtocolError(1011, "text"),
     WSPeerProtocolError(WSViolation.MASKED, "text"),
-    WSConnectionClosedError("text", cause="reset"),
+    WSConnectionClosedError("text", WSDisconnectCause.PEER_RESET, 1012, "back soon"),
 ]
 
 
@@ -119,9 +120,18 @@ def test_url_error_does_not_show_credentials(url, shown):
     assert isinstance(error, ValueError)
 
 
-def test_closed_error_has_no_cause_by_default():
-    assert WSConnectionClosedError().cause is None
-    assert str(WSConnectionClosedError()) != ""
+def test_closed_error_says_what_was_seen():
+    assert str(WSConnectionClosedError()) == "the connection is closed"
+    assert vars(WSConnectionClosedError()) == dict.fromkeys(("cause", "close_code", "close_reason"))
+    error = WSConnectionClosedError("gone", WSDisconnectCause.CLOSE_FRAME, 1012, "a\nb")
+    assert str(error) == "gone (CLOSE_FRAME, CLOSE 1012 received: 'a\\nb')"
+    assert (error.close_code, error.close_reason) == (1012, "a\nb")
+    assert str(WSConnectionClosedError("gone", None, 0)) == "gone (CLOSE received)"
+
+
+def test_closed_error_is_a_connection_error():
+    with pytest.raises(ConnectionResetError):
+        raise WSConnectionClosedError
 
 
 @pytest.mark.parametrize("code", [1000, 1003, 1007, 1011, 1014, 3000, 4999])

@@ -26,7 +26,7 @@ NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls"
 CONNECTIONS = {"connecting", "listening", "connections", "serving"}
 ALLOWED: dict[str, set[str]] = {
     "_version": set(),
-    "exceptions": set(),
+    "exceptions": {"states"},
     "states": set(),
     "stats": set(),
     "traffic": {"stats"},

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import inspect
 import itertools
+import json
 import re
 import socket
 import struct
@@ -21,6 +22,7 @@ from picows_fast import (
     WSListener,
     WSMsgType,
     WSState,
+    WSViolation,
     states,
 )
 from picows_fast.states import TRANSITIONS
@@ -84,6 +86,15 @@ def documented(enum):
         and isinstance(text.value, ast.Constant)
         and text.value.value.strip()
     }
+
+
+@pytest.mark.parametrize("enum", [WSState, WSDisconnectCause, WSViolation])
+def test_members_are_their_names_in_text(enum):
+    for member in enum:
+        assert f"{member}" == str(member) == f"{member!s}" == member.name
+        assert f"{member:>30}|" == member.name.rjust(30) + "|"
+        assert f"{member:d}" == "%d" % member == str(member.value)  # noqa: UP031
+        assert json.dumps({"x": member}) == f'{{"x": {member.value}}}'
 
 
 @pytest.mark.parametrize("enum", [WSState, WSDisconnectCause])

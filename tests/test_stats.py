@@ -110,6 +110,40 @@ async def test_last_received_without_tcp(tmp_path):
             await transport.wait_disconnected()
 
 
+@pytest.mark.parametrize("end", ["abort", "close timeout", "max_write_backlog", "reset", "sent"])
+async def test_backlog_that_was_lost(request, link, end):
+    options = {"max_write_backlog": 900_000} if end == "max_write_backlog" else {}
+    async with link(small_buffers=True, close_timeout=0.1, **options) as pair:
+        transport = pair.transport
+        transport.send(WSMsgType.BINARY, bytes(800_000))
+        waiting = transport.write_backlog
+        assert waiting > 0
+        assert transport.stats().backlog_lost_bytes == 0
+        if end == "abort":
+            transport.disconnect(graceful=False)
+        elif end == "close timeout":
+            transport.send_close(1000)
+        elif end == "max_write_backlog":
+            assert not transport.send(WSMsgType.BINARY, bytes(800_000))
+        elif end == "reset":
+            if "loop-transport" in request.node.name:
+                pytest.skip("the loop's transport drops what it holds and tells nobody")
+            pair.peer.reset()
+        else:
+            reading = asyncio.create_task(pair.peer.read_to_end())
+            transport.disconnect()
+            await reading
+            pair.peer.close()
+        await pair.listener.closed()
+        stats = transport.stats()
+        assert stats.backlog_bytes == 0
+        if end == "sent":
+            assert stats.backlog_lost_bytes == 0
+        else:
+            # Below TLS the last is a close_notify; the system may have taken some more meanwhile.
+            assert waiting // 2 < stats.backlog_lost_bytes < 1_700_000
+
+
 async def test_pauses_and_backlog():
     """A peer that reads nothing, then everything."""
     go_on = asyncio.Event()

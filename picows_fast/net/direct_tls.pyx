@@ -229,6 +229,7 @@ cdef class DirectTlsStream(TcpStream):
         self.found_end = None
         if end not in (StreamEnd.TLS_CLOSE_NOTIFY, StreamEnd.TLS_TRUNCATED) or self.handshaking:
             self.failed = True
+            self.backlog_lost += len(self.held)
             self.held.clear()
         if not self.closing:
             self._stop_reading()
@@ -490,12 +491,14 @@ cdef class DirectTlsStream(TcpStream):
             except (ssl_module.SSLError, OSError):
                 pass                    # it would read the peer's, too, which is awaited with the FIN
             self._send_records()
+        self.backlog_lost += len(self.held)
         self.held.clear()
         TcpStream.close(self)
 
     cdef int finish(self) except -1:
         self.source.fd = -1
         self._handshake_over()
+        self.backlog_lost += len(self.held)
         self.held.clear()
         return TcpStream.finish(self)
 

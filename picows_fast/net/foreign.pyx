@@ -392,6 +392,7 @@ cdef class ForeignStream(ByteStream):
 
     cdef int finish(self) except -1:
         if not self.closed:
+            self.backlog_lost += self.backlog_size() - (self.backlog_end - self.backlog_start)
             if self.transport is not None and not self.lost:
                 self.transport.abort()
             ByteStream.finish(self)

@@ -100,6 +100,7 @@ cdef class ByteStream(StreamHandler):
         bint drain_wanted               # the handler is to be told when the backlog is empty
         bint can_take_back              # take_back() may succeed; False: what was written is committed
         bint write_failed               # what is written is thrown away; the end is reported soon
+        Py_ssize_t backlog_lost         # bytes that were taken and never left, once that is certain
 
         # --- end
         readonly bint closing           # close() or abort() was called

@@ -507,6 +507,7 @@ cdef class ByteStream(StreamHandler):
         self.keeper.large = None    # may have been for this stream only
         self.pending = None
         self.pending_start = self.pending_end = 0
+        self.backlog_lost += self.backlog_end - self.backlog_start
         self.backlog_start = self.backlog_end = self.backlog_capacity = 0
         PyMem_Free(self.backlog)
         self.backlog = NULL

@@ -440,6 +440,7 @@ cdef class TcpStream(ByteStream):
         self.send_error = error
         self.write_failed = True
         self._stop_writing()
+        self.backlog_lost += self.backlog_end - self.backlog_start
         self.backlog_sent(self.backlog_end - self.backlog_start)
         if not self.closed:
             self.loop.call_soon(self._after_send_failed)

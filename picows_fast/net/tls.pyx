@@ -327,6 +327,7 @@ cdef class TlsStream(ByteStream):
         cdef bytes records = self.outgoing.read()
         if records:
             self.lower.write(<const uint8_t*> PyBytes_AS_STRING(records), PyBytes_GET_SIZE(records), NULL, 0)
+            self.write_failed = self.failed or self.lower.write_failed
         return 0
 
     cdef int check_high_watermark(self) except -1:
@@ -386,6 +387,7 @@ cdef class TlsStream(ByteStream):
         if not self.closed:
             self._handshake_over()
             self.lower.abort()
+            self.backlog_lost += self.lower.backlog_lost
             ByteStream.finish(self)
         return 0
 

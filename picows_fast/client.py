@@ -21,8 +21,9 @@ from .connecting import deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
 from .exceptions import WSError, WSInvalidStatusError
 from .handshake import ClientHandshake, redirect_headers
+from .logs import resolve_logger
 from .net.open import open_stream, tune_socket
-from .options import ClientOptions, resolve_logger
+from .options import ClientOptions
 from .url import WSParsedURL, parse_url
 
 if TYPE_CHECKING:

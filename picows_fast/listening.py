@@ -361,7 +361,7 @@ class Acceptor:
             self._on_socket(sock, address)
         except Exception:
             sock.close()
-            self._logger.exception("could not set up the connection from %r", address)
+            self._logger.error("could not set up the connection from %r", address, exc_info=True)
 
     def _pause(self, exc: OSError) -> None:
         if not self._is_failing:

@@ -16,7 +16,6 @@ of them, with some fifty parameters, takes longer to compile than the rest of th
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
@@ -39,7 +38,6 @@ __all__ = [
     "ClientOptions",
     "ConnectionOptions",
     "ServerOptions",
-    "resolve_logger",
 ]
 
 T = TypeVar("T")
@@ -64,7 +62,6 @@ _LOGGER_METHODS: Final = (
     "log",
     "isEnabledFor",
 )
-_ROOT_LOGGER: Final = "picows_fast"
 
 
 # Checks. Each takes the parameter's name and value, and raises TypeError or ValueError.
@@ -706,16 +703,3 @@ def _header_pairs(
             if not isinstance(text, str):
                 raise TypeError(f"extra_headers must contain str, got {type(text).__name__}")
     return tuple((name, value) for name, value in pairs)
-
-
-def resolve_logger(logger_name: str | Any | None, default_suffix: str) -> Any:
-    """Return the logger that a ``logger_name`` setting stands for.
-
-    A name gives ``picows_fast.<name>``, None gives ``picows_fast.<default_suffix>``, and a
-    logger-like object is returned as it is.
-    """
-    if logger_name is None:
-        return logging.getLogger(f"{_ROOT_LOGGER}.{default_suffix}")
-    if isinstance(logger_name, str):
-        return logging.getLogger(f"{_ROOT_LOGGER}.{logger_name}")
-    return logger_name

@@ -25,9 +25,10 @@ from .connections import (
 from .core import WSAutoPingStrategy, WSListener, new_transport
 from .handshake import HandshakeRefusedError, ServerHandshake
 from .listening import LoopAcceptor, open_listening_sockets
+from .logs import resolve_logger
 from .net.foreign import ForeignStream
 from .net.open import socket_stream, tune_socket, uses_loop_transport, with_tls
-from .options import ServerOptions, resolve_logger
+from .options import ServerOptions
 from .origins import OriginPolicy
 from .serving import Server
 

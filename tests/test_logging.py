@@ -11,6 +11,7 @@ import pytest
 
 import picows_fast
 from picows_fast import PICOWS_DEBUG_LL, WSFrame, WSListener, WSMsgType, WSTransport
+from picows_fast.logs import SafeLogger, resolve_logger
 
 from .support import Echo, Recorder, raw_client, serving
 
@@ -196,3 +197,94 @@ async def test_logger_like_object(
     assert any("open" in entry for entry in logger.entries)
     assert any("on_ws_frame raised" in entry for entry in logger.entries)
     assert caplog.records == []
+
+
+def test_resolve_logger() -> None:
+    assert resolve_logger(None, "client").logger.name == "picows_fast.client"
+    assert resolve_logger("feed", "client").logger.name == "picows_fast.feed"
+    adapter = logging.LoggerAdapter(logging.getLogger("x"), {})
+    assert resolve_logger(adapter, "client").logger is adapter
+
+
+class Away:
+    """A logger whose handlers raise."""
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        raise ConnectionError("the log server is away")
+
+    def debug(self, *arguments: object, **more: object) -> None:
+        raise ConnectionError("the log server is away")
+
+    info = warning = error = exception = log = debug
+
+
+def log_in_every_way(logger: SafeLogger) -> int:
+    """Log with each method; how often."""
+    assert not logger.isEnabledFor(logging.INFO)
+    logger.log(logging.INFO, "%s", 1)
+    logger.debug("%s", 1)
+    logger.info("%s", 1)
+    logger.warning("%s", 1)
+    logger.error("%s", 1, exc_info=ValueError())
+    return 6
+
+
+async def test_errors_of_handlers_go_to_the_loop() -> None:
+    told: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    times = log_in_every_way(SafeLogger(Away()))
+    assert [type(error) for error in told] == [ConnectionError] * times
+
+
+async def test_an_exception_handler_may_raise_too() -> None:
+    def handler(loop: object, context: object) -> None:
+        raise LookupError
+
+    asyncio.get_running_loop().set_exception_handler(handler)
+    log_in_every_way(SafeLogger(Away()))
+
+
+def test_errors_of_handlers_without_a_loop_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    times = log_in_every_way(SafeLogger(Away()))
+    assert capsys.readouterr().err.count("ConnectionError: the log server is away") == times
+
+
+def test_what_ends_the_program_is_raised() -> None:
+    class Ending(Away):
+        def info(self, *arguments: object, **more: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SafeLogger(Ending()).info("")
+
+
+class FailsOnce(Recorder):
+    """Its first frame is an error."""
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        super().on_ws_frame(transport, frame)
+        if len(self.frames) == 1:
+            raise LookupError
+
+
+@pytest.mark.parametrize("cut", [None, 10])
+async def test_a_log_that_raises_costs_no_frame(link: Callable[..., Any], cut: int | None) -> None:
+    """The frames behind that of the error are delivered, a cut one as well: its payload is not
+    taken for frames."""
+    told: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    payload = picows_fast.build_frame(WSMsgType.TEXT, b"forged", mask=True) * 4
+    async with link(FailsOnce(), logger_name=Away(), disconnect_on_exception=False) as pair:
+        first = pair.peer.frame(WSMsgType.TEXT, b"first")
+        second = pair.peer.frame(WSMsgType.BINARY, payload)
+        third = pair.peer.frame(WSMsgType.TEXT, b"third")
+        data = first + second + third
+        size = len(data) if cut is None else len(first) + cut
+        await pair.peer.send_bytes(data[:size])
+        await pair.listener.frame()
+        await pair.peer.send_bytes(data[size:])
+        await pair.listener.frame(2)
+        assert [frame[1] for frame in pair.listener.frames] == [b"first", payload, b"third"]
+        assert ConnectionError in map(type, told)

@@ -19,7 +19,6 @@ from picows_fast.options import (
     ClientOptions,
     ConnectionOptions,
     ServerOptions,
-    resolve_logger,
 )
 
 CLASSES = [ConnectionOptions, ClientOptions, ServerOptions]
@@ -355,13 +354,6 @@ def test_tls_settings_are_kept() -> None:
     context = ssl.create_default_context()
     assert ClientOptions(ssl_context=context).ssl_context is context
     assert ServerOptions(ssl=context).ssl is context
-
-
-def test_resolve_logger() -> None:
-    assert resolve_logger(None, "client").name == "picows_fast.client"
-    assert resolve_logger("feed", "client").name == "picows_fast.feed"
-    adapter = logging.LoggerAdapter(logging.getLogger("x"), {})
-    assert resolve_logger(adapter, "client") is adapter
 
 
 def test_logger_name() -> None:

@@ -29,6 +29,7 @@ COVERED_BY = {
     # What is in it is inherited, called or held by a connection, and tested on one.
     "callbacks": "test_callback_errors",
     "sending": "test_core",
+    "logs": "test_logging",
     "traffic": "test_stats",
     # The streams do the same, whatever is below them, and go through the same tests.
     "net/foreign": "test_streams",

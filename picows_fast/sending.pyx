@@ -151,7 +151,9 @@ cdef class FrameSender(StreamHandler):
             self._not_sent(msg_type)
             return 0
         if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
-            self._sending_data(fin)
+            if not self._sending_data(fin):
+                self._not_sent(msg_type)
+                return 0
         header_size = <Py_ssize_t> pf_write_frame_header(header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL)
         memcpy(buffer - header_size, header, <size_t> header_size)
         self._count_sent(msg_type, size)
@@ -173,9 +175,12 @@ cdef class FrameSender(StreamHandler):
         if not self._can_send():
             return 0
         if msg_type < WSMsgType.CLOSE and (self.outbox is not None or self.in_message == fin):
-            self._sending_data(fin)
+            if not self._sending_data(fin):
+                return 0
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: sending %s, %d bytes", self, MsgType(msg_type).name, size)
+            if not self._can_send():
+                return 0
         self._count_sent(msg_type, size)
         if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
             size = write_frame(self.scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
@@ -218,11 +223,14 @@ cdef class FrameSender(StreamHandler):
 
     @cython.final
     cdef int _sending_data(self, bint fin) except -1:
-        """The application sends a data frame: no frame of an outbox may come between fragments (RFC 6455 5.4)."""
+        """The application sends a data frame: no frame of an outbox may come between fragments (RFC 6455 5.4).
+
+        Returns whether it still can be sent.
+        """
         if self.outbox is not None and not self.in_message:
-            self.outbox.write_before()
+            self.outbox.write_before()      # may call the application
         self.in_message = not fin
-        return 0
+        return self._can_send()
 
     @cython.final
     cdef int _end_outbox(self) except -1:
@@ -318,6 +326,8 @@ cdef class FrameSender(StreamHandler):
                 return 0
         if self.trace:
             self.logger.log(PICOWS_DEBUG_LL, "%r: sending CLOSE, %d bytes", self, len(payload))
+            if not self._can_send():
+                return 0
         size = write_frame(
             self.scratch, WSMsgType.CLOSE, True, 0, <const uint8_t*> PyBytes_AS_STRING(payload), len(payload),
             self.is_client_side,

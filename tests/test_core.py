@@ -601,3 +601,43 @@ async def test_each_frame_of_a_read_is_checked(behind, frames, code, cut):
         if code is not None:
             assert (await pair.peer.read_close())[0] == code
         assert [tuple(frame) for frame in listener.frames] == expected
+
+
+class ClosingLog:
+    """A logger that closes the connection from within send(), as a finalizer may."""
+
+    transport: picows_fast.WSTransport | None = None
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        return True
+
+    def debug(self, *arguments: object, **more: object) -> None:
+        pass
+
+    info = warning = error = exception = debug
+
+    def log(self, *arguments: object, **more: object) -> None:
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            transport.send_close(1000, "in the midst")
+
+
+@pytest.mark.parametrize(
+    ("msg_type", "payload"),
+    [
+        (WSMsgType.TEXT, b"x"),
+        (WSMsgType.BINARY, bytes(2_000_000)),
+        (WSMsgType.PING, b""),
+        (WSMsgType.CLOSE, picows_fast.build_close_payload(1001)),
+    ],
+    ids=["small", "large", "ping", "close"],
+)
+async def test_nothing_follows_a_close_that_is_sent_in_the_midst(side, msg_type, payload):
+    log = ClosingLog()
+    async with connected(side, logger_name=log) as pair:
+        log.transport = pair.transport
+        assert not pair.transport.send(msg_type, payload)
+        assert await pair.peer.read_close() == (1000, "in the midst")
+        await pair.peer.send_close(1000)
+        pair.peer.fin()
+        assert await pair.peer.read_to_end() == b""

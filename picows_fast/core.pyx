@@ -29,7 +29,7 @@ from .callbacks cimport (
     who_overrides,
 )
 from .codec cimport build_close_payload, close_info, new_frame, peer_error
-from .net.stream cimport ByteStream, StreamEnd
+from .net.stream cimport ByteStream, StreamEnd, StreamRequest
 from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
 from .traffic cimport SharedTraffic, count_frame, traffic_stats
 from .wire cimport PF_FRAME_OK, pf_mask
@@ -159,8 +159,8 @@ cdef class WSTransport(FrameSender):
     - ``disconnect_cause``: :class:`WSDisconnectCause`, or None while connected; ``disconnect_exception``: what went
       wrong, or None if nothing did
     - ``is_client_side``, ``is_secure``, ``is_close_frame_sent``, ``is_disconnected``: bool
-    - ``underlying_transport``: what carries the bytes, with ``get_extra_info()`` and the rest of what can be read of
-      an :class:`asyncio.Transport`
+    - ``underlying_transport``: what carries the bytes, with ``get_extra_info()`` and the rest of the surface of an
+      :class:`asyncio.Transport`; its ``write()`` sends raw bytes, past the framing
     """
 
     # Not in __init__, which __new__() and copying do without: the methods take every field to be set.
@@ -232,7 +232,7 @@ cdef class WSTransport(FrameSender):
         """
         self._check_thread("pause_reading")
         if self.state_code == OPEN and not self.stream.reading_paused:
-            self.stream.pause_reading()
+            self.stream.pause()
             self.receiving = False
             self.reading_pauses += 1
 
@@ -244,7 +244,7 @@ cdef class WSTransport(FrameSender):
             if self.timed:
                 self.last_received = pf_monotonic()
                 self.auto_ping.resumed(self.last_received)
-            self.stream.resume_reading()
+            self.stream.resume()
 
     cpdef disconnect(self, bint graceful=True):
         """End the connection without a closing handshake; send CLOSE first to have one. No frame comes any more.
@@ -262,7 +262,7 @@ cdef class WSTransport(FrameSender):
             self._close_stream()
         else:
             self._set_cause(WSDisconnectCause.LOCAL_ABORT, None)
-            self.stream.abort()
+            self.stream.drop()
 
     async def wait_disconnected(self):
         """Wait until the connection is gone and ``on_ws_disconnected`` has returned.
@@ -351,7 +351,7 @@ cdef class WSTransport(FrameSender):
 
     cdef int _send_http(self, message) except -1:
         cdef bytes head = message if isinstance(message, bytes) else encode_response(message)
-        self.stream.write(<const uint8_t*> PyBytes_AS_STRING(head), len(head), NULL, 0)
+        self.stream.writev(<const uint8_t*> PyBytes_AS_STRING(head), len(head), NULL, 0)
         return 0
 
     cdef int _upgraded(self, listener, request, response) except -1:
@@ -440,7 +440,7 @@ cdef class WSTransport(FrameSender):
             if isinstance(error, (StopIteration, asyncio.CancelledError)):
                 error = as_runtime_error(error)
             self.connected_future.set_exception(error)
-        self.stream.abort()
+        self.stream.drop()
         return 0
 
     # --- Frames in
@@ -589,7 +589,10 @@ cdef class WSTransport(FrameSender):
         if self.close_handshake is None:
             self.close_handshake = WSCloseHandshake.__new__(WSCloseHandshake)
         self.close_handshake.recv = close_info(frame.get_payload_as_bytes())
-        self._set_cause(WSDisconnectCause.CLOSE_FRAME, None)
+        self.close_handshake.recv_then_sent = not self.is_close_frame_sent
+        self._set_cause(
+            WSDisconnectCause.LOCAL_CLOSE if self.is_close_frame_sent else WSDisconnectCause.CLOSE_FRAME, None
+        )
         self.state_code = CLOSING
         return self._deliver(frame)
 
@@ -598,14 +601,13 @@ cdef class WSTransport(FrameSender):
         if self.close_handshake is None:
             self.close_handshake = WSCloseHandshake.__new__(WSCloseHandshake)
         self.close_handshake.sent = close_info(payload)
-        self.close_handshake.recv_then_sent = self.close_handshake.recv is not None
         if self.close_handshake.recv_then_sent:
             return self._after_close_received()
         self._arm_closing()
         if self.stream.reading_paused:
             # The peer's CLOSE may be behind data, all of which is dropped now.
             self.receiving = True
-            self.stream.resume_reading()
+            self.stream.resume()
         return 0
 
     cdef int _after_close_received(self) except -1:
@@ -773,7 +775,7 @@ cdef class WSTransport(FrameSender):
         elif self.state_code == CLOSING:
             self._set_cause(WSDisconnectCause.CLOSE_TIMEOUT, None)
             self.receiving = False
-            self.stream.abort()
+            self.stream.drop()
 
     cdef int _on_ping_timer(self) except -1:
         cdef double now = pf_monotonic()
@@ -862,7 +864,7 @@ cdef class WSTransport(FrameSender):
             if self.outbox is not None:
                 self.outbox.write_before()
                 self._end_outbox()
-            self.stream.close()
+            self.stream.end()
         finally:
             # Where the peer has ended its side already, nothing is left to wait for.
             if not self.stream.closed:
@@ -902,10 +904,19 @@ cdef class WSTransport(FrameSender):
             WSDisconnectCause.INTERNAL_ERROR, build_close_payload(WSCloseCode.INTERNAL_ERROR, None), error
         )
 
+    cdef bint stream_asked(self, int what) except -1:
+        if what == StreamRequest.PAUSE:
+            self.pause_reading()
+        elif what == StreamRequest.RESUME:
+            self.resume_reading()
+        else:
+            self.disconnect(what == StreamRequest.CLOSE)
+        return True
+
     cdef int _backlog_exceeded(self, Py_ssize_t size) except -1:
         self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)
         self.receiving = False
-        self.stream.abort()
+        self.stream.drop()
         self.logger.warning(
             "%r: %d bytes waited for a peer that does not read; max_write_backlog is %d", self, size, self.max_backlog,
         )

@@ -157,7 +157,7 @@ cdef class FrameSender(StreamHandler):
         header_size = <Py_ssize_t> pf_write_frame_header(header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL)
         memcpy(buffer - header_size, header, <size_t> header_size)
         self._count_sent(msg_type, size)
-        self.stream.write(<const uint8_t*> buffer - header_size, header_size + size, NULL, 0)
+        self.stream.writev(<const uint8_t*> buffer - header_size, header_size + size, NULL, 0)
         if not self._written():
             self._not_sent(msg_type)
             return 0
@@ -184,14 +184,14 @@ cdef class FrameSender(StreamHandler):
         self._count_sent(msg_type, size)
         if size <= (SCRATCH_SIZE if self.is_client_side else COPY_LIMIT):
             size = write_frame(self.scratch, <unsigned int> msg_type, fin, rsv, payload, size, self.is_client_side)
-            self.stream.write(self.scratch, size, NULL, 0)
+            self.stream.writev(self.scratch, size, NULL, 0)
         elif self.is_client_side:
             self._send_large_masked(msg_type, payload, size, fin, rsv)
         else:
             header_size = <Py_ssize_t> pf_write_frame_header(
                 header, <unsigned int> msg_type, fin, rsv, <size_t> size, NULL
             )
-            self.stream.write(header, header_size, payload, size)
+            self.stream.writev(header, header_size, payload, size)
         return self._written()
 
     @cython.final
@@ -256,7 +256,7 @@ cdef class FrameSender(StreamHandler):
         while done < size:
             piece = min(size - done, <Py_ssize_t> SCRATCH_SIZE)
             pf_mask(self.scratch + header_size, payload + done, <size_t> piece, key, <size_t> done)
-            self.stream.write(self.scratch, header_size + piece, NULL, 0)
+            self.stream.writev(self.scratch, header_size + piece, NULL, 0)
             done += piece
             header_size = 0
         return self.stream.end_unit()
@@ -333,7 +333,7 @@ cdef class FrameSender(StreamHandler):
             self.is_client_side,
         )
         self._count_sent(WSMsgType.CLOSE, len(payload))
-        self.stream.write(self.scratch, size, NULL, 0)
+        self.stream.writev(self.scratch, size, NULL, 0)
         taken = not (self.stream.closing or self.stream.write_failed)
         self.is_close_frame_sent = True
         self._close_sent(payload)
@@ -355,6 +355,15 @@ cdef class FrameSender(StreamHandler):
 
     cdef object _closed_error(self, str message):
         return None
+
+    cdef bint stream_write(self, const uint8_t *data, Py_ssize_t size) except -1:
+        self._check_thread("write")
+        if self._can_send():
+            if self.outbox is not None and not self.in_message:
+                self.outbox.write_before()
+            self.stream.writev(data, size, NULL, 0)
+            self._written()
+        return True
 
     cdef int _backlog_exceeded(self, Py_ssize_t size) except -1:
         return 0

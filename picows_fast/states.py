@@ -61,11 +61,11 @@ class WSDisconnectCause(NamedIntEnum):
     ``WSTransport.disconnect_cause``."""
 
     CLOSE_FRAME = 1
-    """The peer sent CLOSE; ``close_handshake`` has the codes (RFC 6455 7.1.5)."""
+    """The peer sent CLOSE first; ``close_handshake`` has the codes (RFC 6455 7.1.5)."""
     LOCAL_DISCONNECT = 2
-    """``disconnect()`` was called."""
+    """``disconnect()`` was called, or ``underlying_transport.close()``."""
     LOCAL_ABORT = 3
-    """``disconnect(graceful=False)`` was called."""
+    """``disconnect(graceful=False)`` was called, or ``underlying_transport.abort()``."""
     CALLBACK_ERROR = 4
     """A listener's method raised; ``disconnect_exception`` is what."""
     PROTOCOL_ERROR = 5
@@ -94,3 +94,5 @@ class WSDisconnectCause(NamedIntEnum):
     """The opening handshake was not finished in time."""
     INTERNAL_ERROR = 17
     """Reading failed on our side, for lack of memory, say; ``disconnect_exception`` is why."""
+    LOCAL_CLOSE = 18
+    """We sent CLOSE first, and the peer answered it; ``close_handshake`` has the codes."""

@@ -19,6 +19,7 @@ from picows_fast import (
     WSPeerProtocolError,
     WSState,
     WSViolation,
+    build_frame,
 )
 
 from .peers import TIMEOUT, check_end, connected, ended
@@ -42,7 +43,7 @@ async def test_we_send_close_first(link):
             pair.peer.fin()
         assert await pair.peer.read_to_end() == b""
         pair.peer.close()
-        await check_end(pair, WSDisconnectCause.CLOSE_FRAME)
+        await check_end(pair, WSDisconnectCause.LOCAL_CLOSE)
         await ended(pair.transport)
     handshake = pair.transport.close_handshake
     assert (handshake.sent.code, handshake.sent.reason) == (4321, "done")
@@ -78,6 +79,19 @@ async def test_peers_close_is_never_answered(link):
         await check_end(pair, WSDisconnectCause.CLOSE_FRAME)
         await ended(pair.transport)
     assert pair.transport.close_handshake.sent is None
+    assert pair.transport.close_handshake.recv_then_sent  # the peer's came first
+
+
+async def test_close_frames_that_cross(link):
+    """Each side has begun; neither calls the other's an answer that was not one."""
+    async with link() as pair:
+        pair.transport.pause_reading()  # until our CLOSE is sent
+        await pair.peer.send_close(4000)
+        pair.transport.send_close(4001)
+        assert await pair.peer.read_close() == (4001, "")
+        pair.peer.close()
+        await check_end(pair, WSDisconnectCause.LOCAL_CLOSE)
+    assert not pair.transport.close_handshake.recv_then_sent
 
 
 async def test_disconnect(link):
@@ -103,6 +117,83 @@ async def test_abort(link):
         await check_end(pair, WSDisconnectCause.LOCAL_ABORT)
         await ended(pair.transport)
         await pair.peer.read_to_end()
+
+
+@pytest.mark.parametrize("act", ["close", "abort"])
+async def test_ends_by_the_underlying_transport(link, act):
+    """They are ends like any other: with a state, a cause and a deadline, and all that was sent."""
+    async with link(close_timeout=0.1) as pair:
+        stream = pair.transport.underlying_transport
+        pair.transport.cork()
+        pair.transport.send(WSMsgType.TEXT, "last")
+        for _ in range(2):
+            getattr(stream, act)()
+        assert stream.is_closing()
+        assert (pair.transport.state == WSState.CLOSING) == (act == "close")
+        pair.transport.send(WSMsgType.TEXT, "nothing")
+        if act == "close":
+            assert await pair.peer.read_frame() == (1, b"last")
+            assert await pair.peer.read_to_end() == b""
+            # The peer does not end its side: the deadline does it.
+            await check_end(pair, WSDisconnectCause.LOCAL_DISCONNECT)
+        else:
+            await check_end(pair, WSDisconnectCause.LOCAL_ABORT)
+        await ended(pair.transport)
+        for after in ("close", "abort", "pause_reading", "resume_reading"):
+            getattr(stream, after)()
+    assert pair.listener.frames == []
+
+
+async def test_pausing_by_the_underlying_transport(link):
+    """What the stream is told, the connection knows."""
+    async with link() as pair:
+        stream = pair.transport.underlying_transport
+        stream.pause_reading()
+        assert pair.transport.is_reading_paused
+        assert pair.transport.stats().reading_pauses == 1
+        await pair.peer.send(WSMsgType.TEXT, "later")
+        await asyncio.sleep(0.02)
+        assert pair.listener.frames == []
+        stream.resume_reading()
+        assert not pair.transport.is_reading_paused
+        await pair.listener.frame()
+
+
+async def test_raw_bytes(link):
+    """They go out in order, and not behind CLOSE."""
+    async with link(small_buffers=True) as pair:
+        stream = pair.transport.underlying_transport
+        large = os.urandom(300_000)
+        pair.transport.send(WSMsgType.BINARY, large)  # some of it waits
+        raw = bytearray(own_frame(pair, b"raw"))
+        stream.write(raw)
+        raw[:] = bytes(len(raw))
+        stream.writelines([own_frame(pair, b"a"), memoryview(own_frame(pair, b"b"))])
+        pair.transport.send(WSMsgType.TEXT, "behind")
+        for payload in (large, b"raw", b"a", b"b", b"behind"):
+            assert (await pair.peer.read_frame())[1] == payload
+        with pytest.raises(TypeError):
+            stream.write("text")
+        with pytest.raises(RuntimeError, match=r"write\(\)"):
+            await asyncio.get_running_loop().run_in_executor(None, stream.write, b"x")
+        pair.transport.send_close(1000)
+        stream.write(own_frame(pair, b"too late"))
+        assert await pair.peer.read_close() == (1000, "")
+        pair.transport.disconnect()
+        stream.write(own_frame(pair, b"too late"))
+        assert await pair.peer.read_to_end() == b""
+
+
+def own_frame(pair, payload):
+    """A whole frame as this side sends it."""
+    return build_frame(WSMsgType.BINARY, payload, mask=pair.transport.is_client_side)
+
+
+async def test_raw_bytes_count_for_the_backlog(link):
+    async with link(small_buffers=True, max_write_backlog=1 << 20) as pair:
+        while pair.transport.disconnect_cause is None:
+            pair.transport.underlying_transport.write(own_frame(pair, bytes(100_000)))
+        await check_end(pair, WSDisconnectCause.WRITE_BACKLOG)
 
 
 async def test_abort_after_disconnect_does_not_wait(link):

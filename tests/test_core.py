@@ -47,7 +47,7 @@ async def test_echo_and_closing_handshake(io_options):
         await server_side.closed()
     assert transport.state == WSState.CLOSED
     assert transport.is_disconnected
-    assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+    assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
     assert transport.close_handshake.recv.code == WSCloseCode.OK
     assert transport.close_handshake.recv.reason == "bye"
     assert not transport.close_handshake.recv_then_sent
@@ -152,7 +152,7 @@ async def test_tls_echo(server_tls, client_tls, io_options):
         assert transport.ssl_session is not None
         transport.send_close(1000)
         await asyncio.wait_for(transport.wait_disconnected(), 10)
-    assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+    assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
 
 
 # --- Sending

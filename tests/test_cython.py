@@ -62,7 +62,7 @@ async def test_every_method_and_field(listeners, io_options):
     assert server_side.events[0] == ("on_ws_connected", False)
     assert client.events[0] == ("on_ws_connected", True)
     assert client.names().count("on_ws_disconnected") == 1
-    assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+    assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
 
 
 async def test_publishing_and_a_channel_of_ones_own(broadcasting):

@@ -29,7 +29,7 @@ async def echo(url, client_tls, *, size=300_000):
     assert (await client.frame(1))[1] == bytes(size)
     transport.send_close(1000)
     await asyncio.wait_for(transport.wait_disconnected(), 20)
-    assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+    assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
     return transport
 
 

@@ -73,7 +73,7 @@ async def test_echo(examples: Examples, server: str) -> None:
         "received one",
         "received two",
         "received three",
-        "disconnected: CLOSE_FRAME",
+        "disconnected: LOCAL_CLOSE",
     ]
     assert lines[4].startswith("WSCloseHandshake(recv=WSCloseInfo(code=<WSCloseCode.OK: 1000>")
     assert await examples.run("codec_thread.py", url) == ["received hello", "closed with OK"]

@@ -511,7 +511,7 @@ async def test_we_close(open_connection, kind, code, reason):
         assert await soon(peer.receive()) == "last words"
         assert await soon(peer.closed()) == (code, reason)
         await ours.closed()
-        assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+        assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
         assert transport.close_handshake.sent.code == code
         assert transport.close_handshake.sent.reason == (reason or None)
         answers = (code, 1000) if kind is AiohttpPeer else (code,)  # RFC 6455 5.5.1: "typically"
@@ -527,7 +527,7 @@ async def test_we_close_without_a_code(open_connection):
         assert code in (None, 0, 1000, 1005)  # each has its own way to say "none"
         assert reason == ""
         await ours.closed()
-        assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+        assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
         assert transport.close_handshake.sent.code == WSCloseCode.NO_INFO
 
 

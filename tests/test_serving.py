@@ -569,7 +569,7 @@ async def test_another_library_sees_the_code() -> None:
         assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1012, "restart")
         await asyncio.wait_for(ending, TIMEOUT)
     stats = clients.server.stats()
-    assert stats.closed[WSDisconnectCause.CLOSE_FRAME] == 1
+    assert stats.closed[WSDisconnectCause.LOCAL_CLOSE] == 1
 
 
 @needs.no_sanitizers("two thousand take too long to open")
@@ -589,4 +589,4 @@ async def test_shutdown_of_two_thousand(caplog: pytest.LogCaptureFixture, spread
         for transport, _ in clients.clients:
             await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
     assert clients.closes() == [(1012, None)] * 2000
-    assert clients.server.stats().closed[WSDisconnectCause.CLOSE_FRAME] == 2000
+    assert clients.server.stats().closed[WSDisconnectCause.LOCAL_CLOSE] == 2000

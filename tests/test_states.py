@@ -232,7 +232,7 @@ BY_CLOSING = (OPEN, CLOSING, CLOSED)
 #: (how the connection ends, its states, the cause, settings)
 ENDS = [
     (end_orderly, BY_CLOSING, Cause.CLOSE_FRAME, {}),
-    (end_by_us, BY_CLOSING, Cause.CLOSE_FRAME, {}),
+    (end_by_us, BY_CLOSING, Cause.LOCAL_CLOSE, {}),
     (end_by_disconnect, BY_CLOSING, Cause.LOCAL_DISCONNECT, {}),
     (end_by_abort, (OPEN, CLOSED), Cause.LOCAL_ABORT, {}),
     (end_by_violation, BY_CLOSING, Cause.PROTOCOL_ERROR, {}),

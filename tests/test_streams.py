@@ -82,7 +82,7 @@ async def test_whole_connections_cut_at_every_byte(tls, io_options, size):
         assert await client.frame(1) == (WSMsgType.TEXT, b"second", True)
         transport.send_close(1000, "done")
         await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
-        assert transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+        assert transport.disconnect_cause == WSDisconnectCause.LOCAL_CLOSE
 
 
 async def test_records_cut_at_every_byte(side, tls):

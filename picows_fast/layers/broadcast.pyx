@@ -350,9 +350,9 @@ cdef class _ClientOutbox(_Outbox):
                 size += frame_size
             upto += 1
         if alone is not None:
-            stream.write(<const uint8_t*> PyBytes_AS_STRING(alone.frame), size, NULL, 0)
+            stream.writev(<const uint8_t*> PyBytes_AS_STRING(alone.frame), size, NULL, 0)
         else:
-            stream.write(transport.scratch, size, NULL, 0)
+            stream.writev(transport.scratch, size, NULL, 0)
         if stream.coalescing:
             if not stream.closing:
                 stream.flush()      # may call the application

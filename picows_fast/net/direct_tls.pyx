@@ -367,10 +367,11 @@ cdef class DirectTlsStream(TcpStream):
         end, error = self.found_end
         return self._end(end, error)
 
-    cpdef resume_reading(self):
+    cdef int resume(self) except -1:
         if self.reading_paused and not self.closing:
             self.reading_paused = False
             self.loop.call_soon(self._deliver_turn)
+        return 0
 
     cdef int read_on(self) except -1:
         TcpStream.read_on(self)
@@ -380,7 +381,7 @@ cdef class DirectTlsStream(TcpStream):
 
     # --- out
 
-    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+    cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef uint8_t[RECORD_SIZE] record
         cdef Py_ssize_t joined = 0
@@ -472,7 +473,7 @@ cdef class DirectTlsStream(TcpStream):
     cdef int _send_records(self) except -1:
         """Send what TLS has written."""
         if self.records.filled:
-            TcpStream.write(self, self.records.data, <Py_ssize_t> self.records.filled, NULL, 0)
+            TcpStream.writev(self, self.records.data, <Py_ssize_t> self.records.filled, NULL, 0)
         if self.records.data != NULL:
             pf_records_close(&self.records)
         return 0
@@ -482,7 +483,7 @@ cdef class DirectTlsStream(TcpStream):
 
     # --- end
 
-    cpdef close(self):
+    cdef int end(self) except -1:
         if not (self.closing or self.handshaking or self.failed or self.send_error):
             self._flush_held()
             self._open_records()
@@ -493,7 +494,8 @@ cdef class DirectTlsStream(TcpStream):
             self._send_records()
         self.backlog_lost += len(self.held)
         self.held.clear()
-        TcpStream.close(self)
+        TcpStream.end(self)
+        return 0
 
     cdef int finish(self) except -1:
         self.source.fd = -1

@@ -114,7 +114,7 @@ cdef class ForeignStream(ByteStream):
 
     def give_up(self):
         """Abort a stream that nobody has yet. The transport may be gone without a connection_lost()."""
-        self.abort()
+        self.drop()
         self.protocol = self.transport = None   # they refer to this object
 
     # --- what the transport calls
@@ -269,19 +269,21 @@ cdef class ForeignStream(ByteStream):
             self.end_seen = False
             self.report_end(end, error)
 
-    cpdef pause_reading(self):
+    cdef int pause(self) except -1:
         if not self.closing:
             self.reading_paused = True
             if not self.lost and self.transport.is_reading():
                 self.transport.pause_reading()
+        return 0
 
-    cpdef resume_reading(self):
+    cdef int resume(self) except -1:
         if self.reading_paused and not self.closing:
             self.reading_paused = False
             if self.pending is not None or self.behind is not None or self.end_behind:
                 self.loop.call_soon(self._deliver_turn)
             else:
                 self._resume_transport()
+        return 0
 
     cdef int read_on(self) except -1:
         cdef bytes data
@@ -307,7 +309,7 @@ cdef class ForeignStream(ByteStream):
 
     # --- out
 
-    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+    cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef bytes joined
         if self.closing or self.lost:
@@ -328,7 +330,7 @@ cdef class ForeignStream(ByteStream):
     cdef int out_of_memory(self) except -1:
         self.backlog_start = self.backlog_end = 0
         self.report_end(StreamEnd.FAILED, MemoryError("no memory for what was to be sent"))
-        self.abort()
+        self.drop()
         return 0
 
     cdef int flush(self) except -1:
@@ -362,9 +364,9 @@ cdef class ForeignStream(ByteStream):
 
     # --- end
 
-    cpdef close(self):
+    cdef int end(self) except -1:
         if self.closing:
-            return
+            return 0
         self.corks = 0
         self.flush()
         self.closing = True
@@ -372,15 +374,16 @@ cdef class ForeignStream(ByteStream):
         self.pending_start = self.pending_end = 0
         if self.lost or self.transport is None:
             self.finish()
-            return
+            return 0
         self._resume_transport()    # to see the peer's FIN
         if self.end_seen or not self.transport.can_write_eof():
             self.transport.close()
-            return
+            return 0
         try:
             self.transport.write_eof()
         except OSError:
             self.finish()       # the peer has reset the connection, and the transport has not seen it yet
+        return 0
 
     cdef int report_end(self, int end, object error) except -1:
         if self.closing and not self.closed:

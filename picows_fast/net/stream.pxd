@@ -3,8 +3,8 @@
 # Owns: the receive buffers, what was received and not yet used, what was written and not yet sent, and the
 # orderly end of a stream. Does not own: any meaning of the bytes, deadlines (the handler has the timer), logging.
 #
-# The life of a stream: open -> close() (what was written is sent, then our FIN, then the peer's is awaited)
-# or abort() -> stream_closed() on the handler, exactly once, from the event loop, when everything is released.
+# The life of a stream: open -> end() (what was written is sent, then our FIN, then the peer's is awaited)
+# or drop() -> stream_closed() on the handler, exactly once, from the event loop, when everything is released.
 
 from libc.stdint cimport uint8_t
 
@@ -17,6 +17,14 @@ cpdef enum StreamEnd:
     TLS_CLOSE_NOTIFY = 4    # TLS was shut down as RFC 8446 6.1 asks
     TLS_TRUNCATED = 5       # FIN without close_notify: data may be missing
     TLS_FAILED = 6          # handshake, certificate or record error
+
+
+# What the application asks of the stream itself, which is the layer above's to do.
+cdef enum StreamRequest:
+    CLOSE
+    ABORT
+    PAUSE
+    RESUME
 
 
 # Memory that bytes are received into. Frames and views that outlive the read keep it alive.
@@ -48,7 +56,7 @@ cdef class StreamHandler:
     cdef Py_ssize_t stream_data(self, uint8_t *data, Py_ssize_t size, object owner) except -1
     # Size of the unfinished unit at the start of what was not used; 0 if it is not known.
     cdef Py_ssize_t stream_wanted(self) noexcept
-    # No more bytes will come. The handler answers with close() or abort(), now or later.
+    # No more bytes will come. The handler answers with end() or drop(), now or later.
     cdef int stream_end(self, int end, object error) except -1
     # Everything is released. Comes once, from the event loop; error is what sending failed with, if it did.
     cdef int stream_closed(self) except -1
@@ -60,6 +68,10 @@ cdef class StreamHandler:
     # An error came up while bytes were received, and some of them are lost: nothing that follows may be used. The
     # handler ends the connection.
     cdef int stream_broken(self, error) except -1
+    # The application asked for this (a StreamRequest), or wrote raw bytes, on the stream's Python surface. Returns
+    # whether the handler has seen to it.
+    cdef bint stream_asked(self, int what) except -1
+    cdef bint stream_write(self, const uint8_t *data, Py_ssize_t size) except -1
 
 
 cdef class ByteStream(StreamHandler):
@@ -103,12 +115,12 @@ cdef class ByteStream(StreamHandler):
         Py_ssize_t backlog_lost         # bytes that were taken and never left, once that is certain
 
         # --- end
-        readonly bint closing           # close() or abort() was called
+        readonly bint closing           # end() or drop() was called
         readonly bint closed            # everything is released, or about to be by the next turn
 
     # Send two pieces in order; what cannot be sent at once is copied to the backlog. If there is no memory for that,
     # the stream ends: a unit that is cut in two must not be followed by another.
-    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+    cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1
     # Around the write() calls of a unit that is written in several pieces. No Python code runs in between, so no other
     # unit can come into the midst of this one.
@@ -127,10 +139,10 @@ cdef class ByteStream(StreamHandler):
     cdef int uncork(self) except -1
     # Begin to receive. A TLS stream begins its handshake, and holds writes back until that is done.
     cpdef start(self)
-    cpdef close(self)
-    cpdef abort(self)
-    cpdef pause_reading(self)
-    cpdef resume_reading(self)
+    cdef int end(self) except -1
+    cdef int drop(self) except -1
+    cdef int pause(self) except -1
+    cdef int resume(self) except -1
 
     # The loop's poller found the descriptor ready. Returns PollResults.
     cdef int descriptor_ready(self, bint readable, bint writable) except -1

@@ -10,6 +10,7 @@ import sys
 import time
 import weakref
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.string cimport memcpy, memmove
@@ -142,6 +143,12 @@ cdef class StreamHandler:
     cdef int stream_broken(self, error) except -1:
         return 0
 
+    cdef bint stream_asked(self, int what) except -1:
+        return False
+
+    cdef bint stream_write(self, const uint8_t *data, Py_ssize_t size) except -1:
+        return False
+
 
 # The handler of a stream that has none (yet, or any more), and who keeps memory for one without a loop, so that C
 # calls never meet None.
@@ -150,12 +157,13 @@ cdef ReadSpace _nowhere = ReadSpace(0)
 
 
 cdef class ByteStream(StreamHandler):
-    """Bytes in order, both ways. Has the read-only surface of :class:`asyncio.Transport`.
+    """Bytes in order, both ways. Has the surface of :class:`asyncio.Transport`.
 
-    Writing is the business of the layer above; to write to the stream itself would corrupt its framing.
+    ``close``, ``abort``, ``pause_reading``, ``resume_reading`` and ``write`` do what the connection above does when it
+    is asked for the same, so that its state, its deadlines and its counters agree.
 
-    Read-only attributes: ``loop``; ``reading_paused``, ``writing_paused``, as bool; ``closing``, whether close() or
-    abort() was called; ``closed``, whether everything is released.
+    Read-only attributes: ``loop``; ``reading_paused``, ``writing_paused``, as bool; ``closing``, whether the stream is
+    being ended; ``closed``, whether everything is released.
     """
 
     # This one and those of the implementations leave nothing to an __init__, which Python code can skip or call twice.
@@ -271,7 +279,7 @@ cdef class ByteStream(StreamHandler):
             self.handler.stream_broken(error)
         finally:
             if not self.closing:
-                self.abort()
+                self.drop()
         return 0
 
     cdef int deliver_pending(self) except -1:
@@ -359,11 +367,11 @@ cdef class ByteStream(StreamHandler):
     cdef int descriptor_ready(self, bint readable, bint writable) except -1:
         return 0
 
-    cpdef pause_reading(self):
+    cdef int pause(self) except -1:
         """Stop receiving. What the kernel has buffered stays there, and the peer is slowed down by TCP."""
         raise NotImplementedError
 
-    cpdef resume_reading(self):
+    cdef int resume(self) except -1:
         """Receive again."""
         raise NotImplementedError
 
@@ -380,7 +388,7 @@ cdef class ByteStream(StreamHandler):
 
     # --- out
 
-    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+    cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1:
         raise NotImplementedError
 
@@ -491,15 +499,16 @@ cdef class ByteStream(StreamHandler):
 
     # --- end
 
-    cpdef close(self):
+    cdef int end(self) except -1:
         """Send what was written, then end the stream in order."""
         raise NotImplementedError
 
-    cpdef abort(self):
+    cdef int drop(self) except -1:
         """End the stream at once; what was not sent is lost."""
         if not self.closed:
             self.closing = True
             self.finish()
+        return 0
 
     cdef int finish(self) except -1:
         """Free what is held and tell the handler. Implementations release what they own first."""
@@ -527,7 +536,48 @@ cdef class ByteStream(StreamHandler):
         self.handler = _nobody
         handler.stream_closed()
 
-    # --- the surface of asyncio.Transport
+    # --- the surface of asyncio.Transport: what changes something is asked of the layer above, if there is one
+
+    def close(self):
+        """End the connection in order, like ``WSTransport.disconnect()``."""
+        if not self.handler.stream_asked(StreamRequest.CLOSE):
+            self.end()
+
+    def abort(self):
+        """End the connection at once, like ``WSTransport.disconnect(graceful=False)``: what was not sent is lost."""
+        if not self.handler.stream_asked(StreamRequest.ABORT):
+            self.drop()
+
+    def pause_reading(self):
+        """Stop receiving, like ``WSTransport.pause_reading()``."""
+        if not self.handler.stream_asked(StreamRequest.PAUSE):
+            self.pause()
+
+    def resume_reading(self):
+        """Receive again, like ``WSTransport.resume_reading()``."""
+        if not self.handler.stream_asked(StreamRequest.RESUME):
+            self.resume()
+
+    def write(self, data):
+        """Send raw bytes, behind everything that was sent before. They are dropped once CLOSE was sent.
+
+        They bypass the framing: anything but whole frames (RFC 6455 5.2) breaks the connection, and is not counted.
+
+        :param data: bytes-like; it may be reused at once
+        :raises TypeError: data is not bytes-like
+        :raises RuntimeError: called from another thread
+        """
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if not self.handler.stream_write(<const uint8_t*> view.buf, view.len):
+                self.writev(<const uint8_t*> view.buf, view.len, NULL, 0)
+        finally:
+            PyBuffer_Release(&view)
+
+    def writelines(self, list_of_data):
+        """Send several pieces of raw bytes as :meth:`write` does."""
+        self.write(b"".join(list_of_data))
 
     def get_extra_info(self, name, default=None):
         """Return what is known of the connection: ``socket``, ``peername``, ``sockname``, ``ssl_object``, ..."""

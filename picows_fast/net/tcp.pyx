@@ -342,18 +342,20 @@ cdef class TcpStream(ByteStream):
             self.loop.remove_reader(self.fd)
         return 0
 
-    cpdef pause_reading(self):
+    cdef int pause(self) except -1:
         if not self.closing:
             self.reading_paused = True
             self._stop_reading()
+        return 0
 
-    cpdef resume_reading(self):
+    cdef int resume(self) except -1:
         if self.reading_paused and not self.closing:
             self.reading_paused = False
             if self.pending is not None:
                 self.loop.call_soon(self._deliver_turn)
             else:
                 self.start_reading()
+        return 0
 
     cdef int read_on(self) except -1:
         self.start_reading()
@@ -363,7 +365,7 @@ cdef class TcpStream(ByteStream):
 
     # --- out
 
-    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+    cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef Py_ssize_t sent
         if self.closing or self.send_error:
@@ -474,19 +476,20 @@ cdef class TcpStream(ByteStream):
 
     # --- end
 
-    cpdef close(self):
+    cdef int end(self) except -1:
         if self.closing:
-            return
+            return 0
         self.closing = True
         self.pending = None
         self.pending_start = self.pending_end = 0
         self.corks = 0
         if self.send_error:
             self.finish()
-            return
+            return 0
         # Reads are thrown away from here on; a peer that is blocked in its own send could not read ours.
         self.start_reading()
         self.flush()
+        return 0
 
     cdef int _shut(self) except -1:
         """Everything is sent: send our FIN and wait for the peer's.

@@ -225,21 +225,23 @@ cdef class TlsStream(ByteStream):
             self.report_end(StreamEnd.TLS_FAILED, error)
         return 0
 
-    cpdef pause_reading(self):
+    cdef int pause(self) except -1:
         if not self.closing:
             self.reading_paused = True
-            self.lower.pause_reading()
+            self.lower.pause()
+        return 0
 
-    cpdef resume_reading(self):
+    cdef int resume(self) except -1:
         if self.reading_paused and not self.closing:
             self.reading_paused = False
             self.loop.call_soon(self._deliver_turn)
+        return 0
 
     cdef int read_on(self) except -1:
         # Records that came before the pause produce no event below, and come before what the stream below has next.
         self._advance()
         if not self.closing and not self.reading_paused:
-            self.lower.resume_reading()
+            self.lower.resume()
         return 0
 
     cdef int stream_broken(self, error) except -1:
@@ -247,7 +249,7 @@ cdef class TlsStream(ByteStream):
 
     # --- out
 
-    cdef int write(self, const uint8_t *head, Py_ssize_t head_size,
+    cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef Py_ssize_t joined
         cdef uint8_t[RECORD_SIZE] record
@@ -326,7 +328,7 @@ cdef class TlsStream(ByteStream):
     cdef int _send_records(self) except -1:
         cdef bytes records = self.outgoing.read()
         if records:
-            self.lower.write(<const uint8_t*> PyBytes_AS_STRING(records), PyBytes_GET_SIZE(records), NULL, 0)
+            self.lower.writev(<const uint8_t*> PyBytes_AS_STRING(records), PyBytes_GET_SIZE(records), NULL, 0)
             self.write_failed = self.failed or self.lower.write_failed
         return 0
 
@@ -352,21 +354,22 @@ cdef class TlsStream(ByteStream):
 
     # --- end
 
-    cpdef close(self):
+    cdef int end(self) except -1:
         if self.closing:
-            return
+            return 0
         self.closing = True
         self.pending = None
         self.pending_start = self.pending_end = 0
         self.corks = 0
         if self.handshaking or self.failed or self.lower.closed:
-            self.lower.close()
-            return
-        self.lower.resume_reading()
+            self.lower.end()
+            return 0
+        self.lower.resume()
         if self.backlog_end:
             self.flush()
         else:
             self._shut()
+        return 0
 
     cdef int _shut(self) except -1:
         """Send our close_notify, then let the stream below end in order."""
@@ -375,18 +378,19 @@ cdef class TlsStream(ByteStream):
         except TlsError:
             pass        # it wants to read the peer's; the stream below waits for its FIN all the same
         self._send_records()
-        self.lower.close()
+        self.lower.end()
         return 0
 
-    cpdef abort(self):
+    cdef int drop(self) except -1:
         if not self.closed:
             self.closing = True
-            self.lower.abort()
+            self.lower.drop()
+        return 0
 
     cdef int finish(self) except -1:
         if not self.closed:
             self._handshake_over()
-            self.lower.abort()
+            self.lower.drop()
             self.backlog_lost += self.lower.backlog_lost
             ByteStream.finish(self)
         return 0

@@ -186,6 +186,11 @@ def whole_records(stream: bytes) -> list[int]:
     return ends
 
 
+def closed(transport: WSTransport) -> Cause:
+    """The cause when the closing handshake was done: it is the client that begins it."""
+    return Cause.LOCAL_CLOSE if transport.is_client_side else Cause.CLOSE_FRAME
+
+
 def without_pongs(listener: Recorder) -> list[Any]:
     return [frame for frame in listener.frames if frame[0] != WSMsgType.PONG]
 
@@ -218,7 +223,7 @@ def check_end(
     assert transport.state == WSState.CLOSED, where
     assert transport.write_backlog == 0, where
     if frames and frames[-1][0] == WSMsgType.CLOSE:
-        assert transport.disconnect_cause == Cause.CLOSE_FRAME, where
+        assert transport.disconnect_cause == closed(transport), where
     else:
         assert transport.disconnect_cause in causes, (where, transport.disconnect_cause)
         assert transport.close_handshake is None or transport.close_handshake.recv is None, where
@@ -239,7 +244,7 @@ class Reference:
         assert error is None
         assert server is not None
         for direction, receiver in (("up", server), ("down", client)):
-            assert receiver.transport.disconnect_cause == Cause.CLOSE_FRAME
+            assert receiver.transport.disconnect_cause == closed(receiver.transport)
             self.frames[direction] = without_pongs(receiver)
             self.sent[direction] = bytes(flows[direction].forwarded)
             # TLS 1.3 has the end of its handshake, tickets and close_notify in such records too.

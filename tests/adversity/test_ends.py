@@ -94,7 +94,7 @@ async def test_closes_that_cross(contexts, io_options, automatic):
         client.send_close(1000, "bye")
         server.send_close(1001, "going")
         await pair.ended()
-        assert pair.causes == (Cause.CLOSE_FRAME, Cause.CLOSE_FRAME)
+        assert pair.causes == (Cause.LOCAL_CLOSE, Cause.LOCAL_CLOSE)
         for transport, code in ((client, 1001), (server, 1000)):
             assert transport.close_handshake.recv.code == code
             assert not transport.close_handshake.recv_then_sent
@@ -139,7 +139,7 @@ async def test_close_behind_a_backlog(contexts, io_options):
             client.send(WSMsgType.BINARY, bytes([number]) * 100 * KIB)
         client.send_close(1000)
         await pair.ended()
-        assert pair.causes == (Cause.CLOSE_FRAME, Cause.CLOSE_FRAME)
+        assert pair.causes == (Cause.LOCAL_CLOSE, Cause.CLOSE_FRAME)
     assert [frame[1][:1] for frame in pair.server.frames[:-1]] == [bytes([n]) for n in range(10)]
     assert pair.server.frames[-1][0] == WSMsgType.CLOSE
 
@@ -175,7 +175,7 @@ async def test_cut_behind_the_closing_handshake(contexts, io_options, cut):
         pair.down.cut_at, pair.down.cut = len(pair.down.forwarded) + size, cut
         client.send_close(1000)
         await pair.ended()
-        assert pair.causes == (Cause.CLOSE_FRAME, Cause.CLOSE_FRAME)
+        assert pair.causes == (Cause.LOCAL_CLOSE, Cause.CLOSE_FRAME)
         assert client.close_handshake.recv.code == 1000
 
 

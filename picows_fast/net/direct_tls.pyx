@@ -382,7 +382,7 @@ cdef class DirectTlsStream(TcpStream):
     # --- out
 
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
-                   const uint8_t *body, Py_ssize_t body_size) except -1:
+                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef uint8_t[RECORD_SIZE] record
         cdef Py_ssize_t joined = 0
         if self.closing or self.send_error or self.failed:

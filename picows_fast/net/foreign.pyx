@@ -310,7 +310,7 @@ cdef class ForeignStream(ByteStream):
     # --- out
 
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
-                   const uint8_t *body, Py_ssize_t body_size) except -1:
+                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef bytes joined
         if self.closing or self.lost:
             return 0

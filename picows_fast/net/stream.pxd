@@ -121,7 +121,7 @@ cdef class ByteStream(StreamHandler):
     # Send two pieces in order; what cannot be sent at once is copied to the backlog. If there is no memory for that,
     # the stream ends: a unit that is cut in two must not be followed by another.
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
-                   const uint8_t *body, Py_ssize_t body_size) except -1
+                    const uint8_t *body, Py_ssize_t body_size) except -1
     # Around the write() calls of a unit that is written in several pieces. No Python code runs in between, so no other
     # unit can come into the midst of this one.
     cdef int begin_unit(self) except -1

@@ -389,7 +389,7 @@ cdef class ByteStream(StreamHandler):
     # --- out
 
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
-                   const uint8_t *body, Py_ssize_t body_size) except -1:
+                    const uint8_t *body, Py_ssize_t body_size) except -1:
         raise NotImplementedError
 
     cdef int flush(self) except -1:

@@ -366,7 +366,7 @@ cdef class TcpStream(ByteStream):
     # --- out
 
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
-                   const uint8_t *body, Py_ssize_t body_size) except -1:
+                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef Py_ssize_t sent
         if self.closing or self.send_error:
             return 0

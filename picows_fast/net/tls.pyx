@@ -250,7 +250,7 @@ cdef class TlsStream(ByteStream):
     # --- out
 
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
-                   const uint8_t *body, Py_ssize_t body_size) except -1:
+                    const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef Py_ssize_t joined
         cdef uint8_t[RECORD_SIZE] record
         if self.closing or self.failed:

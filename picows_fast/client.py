@@ -22,7 +22,7 @@ from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
 from .exceptions import WSError, WSInvalidStatusError
 from .handshake import ClientHandshake, redirect_headers
 from .logs import resolve_logger
-from .net.open import open_stream, tune_socket
+from .net.open import end_connection, open_stream, tune_socket
 from .options import ClientOptions
 from .url import WSParsedURL, parse_url
 
@@ -166,7 +166,7 @@ async def _connect_once(
         interleave=options.interleave,
         unix_path=options.unix_path,
     )
-    transport = None
+    stream = transport = None
     try:
         tune_socket(
             connection
@@ -205,12 +205,12 @@ async def _connect_once(
     except BaseException:
         if transport is not None:
             transport.disconnect(graceful=False)
-        elif isinstance(connection, socket.socket):
-            connection.close()
+        elif stream is not None:
+            stream.abort()
         else:
-            connection.abort()
+            end_connection(connection)
         # The error's traceback refers to this frame, the transport to the error.
-        transport = None
+        stream = transport = None
         raise
 
 

@@ -133,11 +133,16 @@ async def open_connection(
     python-socks is not installed, OSError naming the host if the network fails, ``ssl.SSLError``
     if TLS to an https proxy fails, and WSProxyError if the proxy refuses.
     """
-    proxy_url = None if proxy is None else parse_proxy_url(proxy)
-    if proxy_url is not None:
-        if unix_path is not None:
-            raise ValueError("unix_path and proxy must not be used together")
-        _import_python_socks()
+    try:
+        proxy_url = None if proxy is None else parse_proxy_url(proxy)
+        if proxy_url is not None:
+            if unix_path is not None:
+                raise ValueError("unix_path and proxy must not be used together")
+            _import_python_socks()
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        raise
     first_hop = url if proxy_url is None else proxy_url
 
     if sock is None and socket_factory is not None:
@@ -449,10 +454,11 @@ async def _open_tls_tunnel(
             ssl=proxy_ssl_context or ssl.create_default_context(),
             server_hostname=proxy_url.host,
         )
-    except ssl.SSLError:
+    except BaseException as exc:
+        sock.close()
+        if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError):
+            raise _naming(_label(proxy_url), exc) from exc
         raise
-    except OSError as exc:
-        raise _naming(_label(proxy_url), exc) from exc
     stream = _TransportStream(transport, protocol)
     try:
         await _open_tunnel(stream, proxy_url, url)

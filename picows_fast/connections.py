@@ -25,6 +25,7 @@ MAX_CONNECTIONS: Final = "max_connections"
 MAX_CONNECTIONS_PER_IP: Final = "max_connections_per_ip"
 MAX_PENDING_HANDSHAKES: Final = "max_pending_handshakes"
 CLOSED: Final = "closed"
+ERROR: Final = "error"
 
 #: What ``ServerStats.refused`` counts: a limit that was reached, or what was wrong.
 REFUSAL_REASONS: Final = (
@@ -35,13 +36,13 @@ REFUSAL_REASONS: Final = (
     "origin",
     "timeout",
     "request",
-    "error",
+    ERROR,
 )
 # Of refusals that are no limit's, by their status; all others are "request".
 _REASON_OF_STATUS: Final[Mapping[int, str]] = {
     HTTPStatus.FORBIDDEN: "origin",
     HTTPStatus.REQUEST_TIMEOUT: "timeout",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "error",
+    HTTPStatus.INTERNAL_SERVER_ERROR: ERROR,
 }
 
 NO_TRAFFIC: Final = TrafficStats()
@@ -73,7 +74,8 @@ class ServerStats:
     refused: Mapping[str, int]
     """Requests that the server refused by itself, by reason: the limit that was reached
     ("max_connections" ...), "closed" (it came as the server stopped listening), "origin",
-    "timeout", "request" (not valid) or "error" (the factory failed)."""
+    "timeout", "request" (not valid) or "error": the factory failed, or the connection could not be
+    set up, and was closed without a response."""
     abandoned: int
     """Connections that ended before there was a request to answer."""
     closed: Mapping[WSDisconnectCause, int]
@@ -130,6 +132,10 @@ class ConnectionTable(Generic[C]):
         """Those that have had no response yet, as they are now."""
         return tuple(self._handshakes)
 
+    def is_in_handshake(self, connection: C) -> bool:
+        """Whether it has had no response yet."""
+        return connection in self._handshakes
+
     @property
     def has_room(self) -> bool:
         """Whether max_handshakes lets another connection in."""
@@ -161,7 +167,8 @@ class ConnectionTable(Generic[C]):
     # --- what happens
 
     def turned_away(self, reason: str) -> None:
-        """A connection was accepted and ended unread, for what ``reason_to_turn_away`` said."""
+        """A connection was accepted and ended unread, for what ``reason_to_turn_away`` said or an
+        error."""
         self._accepted += 1
         self._refused[reason] += 1
 

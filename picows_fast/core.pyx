@@ -283,10 +283,16 @@ cdef class WSTransport(FrameSender):
 
     def _connect(self):
         """Client: send the request; return the future of the listener."""
-        self.connected_future = self.loop.create_future()
-        self.stream.start()
-        self._send_http(self.handshake.request_bytes())
-        return self.connected_future
+        future = self.connected_future = self.loop.create_future()
+        try:
+            self.stream.start()
+            self._send_http(self.handshake.request_bytes())
+        except BaseException:
+            self.connected_future = None
+            if not future.cancel():
+                future.exception()      # nobody else will ask for it
+            raise
+        return future
 
     def _serve(self):
         """Server: await a request. The deadline is kept by the server, which is told how it went."""

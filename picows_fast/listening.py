@@ -24,7 +24,7 @@ __all__ = ["LOGGER", "Acceptor", "LoopAcceptor", "OnSocket", "open_listening_soc
 #: where no other one is given
 LOGGER: Final = logging.getLogger("picows_fast.server")
 
-#: called with an accepted socket and the peer's address
+#: called with an accepted socket, which it owns from then on, and the peer's address
 OnSocket = Callable[[socket.socket, Any], None]
 
 # Errors of one connection that died in the queue, not of the listening socket: accept(2).
@@ -243,8 +243,8 @@ class Acceptor:
     """Accepts connections and hands each to a callback.
 
     ``on_socket(sock, peer_address)`` gets a non-blocking socket, with TCP_NODELAY if it is TCP, and
-    owns it; if it raises, the socket is closed and the error logged. At most ``backlog``
-    connections are accepted in one turn of the loop, for each listening socket.
+    owns it from then on, also if it raises, which is logged. At most ``backlog`` connections are
+    accepted in one turn of the loop, for each listening socket.
 
     When the process or the system is out of descriptors or memory, or accepting fails in a way that
     is not explained by a lost connection, this is logged once and accepting pauses for a second:
@@ -358,9 +358,14 @@ class Acceptor:
                 # The peer may be gone already, which some systems report here.
                 with contextlib.suppress(OSError):
                     self._set_options(sock)
+        except BaseException:
+            sock.close()
+            raise
+        try:
             self._on_socket(sock, address)
         except Exception:
-            sock.close()
+            # Not closed here: whoever the callback gave it to may have closed it, and its number
+            # may be another socket's.
             self._logger.error("could not set up the connection from %r", address, exc_info=True)
 
     def _pause(self, exc: OSError) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -176,64 +177,86 @@ async def ws_create_server(
     limits_upgrades = counts_addresses or options.max_connections is not None
     is_secure = options.ssl is not None
 
-    def serve(stream: ByteStream, key: str | None) -> None:
-        handshake = ServerHandshake(subprotocols=options.subprotocols, origins=policy)
-        transport = new_transport(
-            loop,
-            stream,
-            options,
-            handshake,
-            _limited(ws_listener_factory, server, key) if limits_upgrades else ws_listener_factory,
-            logger,
-            is_client_side=False,
-            is_secure=is_secure,
-            server=server,
-        )
-        server.attach(transport, key)
-        transport._serve()
+    def serve(
+        address: Any,
+        make_stream: Callable[[], ByteStream],
+        turn_away: Callable[[bytes | None], None],
+        end: Callable[[], None],
+    ) -> None:
+        """Serve what was accepted from this address, or turn it away. Whatever fails is ended,
+        counted and logged.
 
-    def key_of(address: Any) -> str | None:
-        return address_key(address) if counts_addresses else None
-
-    def on_socket(accepted: socket.socket, address: Any) -> None:
-        key = key_of(address)
-        reason = server.reason_to_turn_away(key)
-        if reason is not None:
-            _turn_away(accepted, None if is_secure else _refusal_bytes(reason))
-            return
-        stream = socket_stream(
-            loop,
-            accepted,
-            options.ssl,
-            server_side=True,
-            handshake_timeout=options.ssl_handshake_timeout,
-            tcp_quickack=options.tcp_quickack,
-            rx_timestamps=options.rx_timestamps,
-            peername=address,
-        )
-        serve(stream, key)
-
-    def make_protocol() -> asyncio.BaseProtocol:
-        def on_connected(transport: asyncio.Transport) -> None:
-            key = key_of(stream.get_extra_info("peername"))
+        ``make_stream`` takes over what was accepted, until when ``end`` ends it. ``turn_away``
+        ends it with a response, None: without one.
+        """
+        stream = transport = None
+        try:
+            key = address_key(address) if counts_addresses else None
             reason = server.reason_to_turn_away(key)
             if reason is not None:
-                if not is_secure:
-                    transport.write(_refusal_bytes(reason))
-                transport.close()
+                turn_away(None if is_secure else _refusal_bytes(reason))
                 return
-            accepted = stream.get_extra_info("socket")
-            if options.keep_alive and accepted is not None:
-                # The peer may be gone already, which some systems report here.
-                with contextlib.suppress(OSError):
-                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            secured = with_tls(
+            stream = make_stream()
+            handshake = ServerHandshake(subprotocols=options.subprotocols, origins=policy)
+            transport = new_transport(
+                loop,
                 stream,
+                options,
+                handshake,
+                _limited(ws_listener_factory, server, key)
+                if limits_upgrades
+                else ws_listener_factory,
+                logger,
+                is_client_side=False,
+                is_secure=is_secure,
+                server=server,
+            )
+            server.attach(transport, key)
+            transport._serve()
+        except BaseException as error:
+            try:
+                end() if stream is None else stream.abort()
+            finally:
+                server.set_up_failed(transport, address, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def on_socket(accepted: socket.socket, address: Any) -> None:
+        def make_stream() -> ByteStream:
+            return socket_stream(
+                loop,
+                accepted,
                 options.ssl,
                 server_side=True,
                 handshake_timeout=options.ssl_handshake_timeout,
+                tcp_quickack=options.tcp_quickack,
+                rx_timestamps=options.rx_timestamps,
+                peername=address,
             )
-            serve(secured, key)
+
+        serve(address, make_stream, partial(_turn_away, accepted), accepted.close)
+
+    def make_protocol() -> asyncio.BaseProtocol:
+        def on_connected(transport: asyncio.Transport) -> None:
+            def make_stream() -> ByteStream:
+                accepted = stream.get_extra_info("socket")
+                if options.keep_alive and accepted is not None:
+                    # The peer may be gone already, which some systems report here.
+                    with contextlib.suppress(OSError):
+                        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                return with_tls(
+                    stream,
+                    options.ssl,
+                    server_side=True,
+                    handshake_timeout=options.ssl_handshake_timeout,
+                )
+
+            serve(
+                transport.get_extra_info("peername"),
+                make_stream,
+                partial(_turn_transport_away, transport),
+                transport.abort,
+            )
 
         stream = ForeignStream(loop, on_connected)
         return stream.protocol
@@ -287,6 +310,12 @@ def _refusal(reason: str) -> HandshakeRefusedError:
 
 def _refusal_bytes(reason: str) -> bytes:
     return ServerHandshake().reject(_refusal(reason)).to_bytes()
+
+
+def _turn_transport_away(transport: asyncio.Transport, response: bytes | None) -> None:
+    if response is not None:
+        transport.write(response)
+    transport.close()
 
 
 def _turn_away(accepted: socket.socket, response: bytes | None) -> None:

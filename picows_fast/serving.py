@@ -14,11 +14,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable, Sequence
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Protocol
 
 from .codec import WSCloseCode, build_close_payload
-from .connections import CLOSED, ConnectionTable, ServerStats
+from .connections import CLOSED, ERROR, ConnectionTable, ServerStats
 from .handshake import HandshakeRefusedError
 from .listening import LOGGER, Acceptor, LoopAcceptor, OnSocket
 from .states import WSDisconnectCause
@@ -167,6 +168,21 @@ class Server:
         reason = error.reason if isinstance(error, HandshakeRefusedError) else None
         self._connections.refused(connection, status, reason)
         self._deadlines.discard(connection)
+
+    def set_up_failed(
+        self, connection: Connection | None, address: Any, error: BaseException
+    ) -> None:
+        """A connection that was accepted from this address could not be served, which is counted
+        and logged here. It is ended by the caller.
+
+        ``connection``: None if there is none yet, else it may be attached or not.
+        """
+        if connection is not None and self._connections.is_in_handshake(connection):
+            self._connections.refused(connection, HTTPStatus.INTERNAL_SERVER_ERROR, ERROR)
+            self._deadlines.discard(connection)
+        else:
+            self._connections.turned_away(ERROR)
+        self._logger.error("could not set up the connection from %r", address, exc_info=error)
 
     def detach(self, connection: Connection) -> None:
         """Count a connection as ended. Does nothing if it is not attached."""

@@ -43,6 +43,7 @@ ON_OUR_LOOP = {
     "test_direct_tls",
     "test_feeds",
     "test_lifetime",
+    "test_open",
     "test_stats",
     "test_streams",
     "test_timestamps",

@@ -329,6 +329,7 @@ async def test_an_error_of_the_callback_costs_one_connection(
     def on_socket(sock: socket.socket, address: Any) -> None:
         if not failed:
             failed.append(address)
+            sock.close()  # it is the callback's
             raise LookupError("not this one")
         accepted(sock, address)
 

@@ -5,6 +5,10 @@ spinning overlooks nobody.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import fcntl
+import gc
+import os
 import socket
 import subprocess
 import sys
@@ -17,8 +21,8 @@ import picows_fast
 from picows_fast import WSMsgType
 
 from . import needs
-from .peers import connected
-from .support import Echo, Recorder, server_frame, serving
+from .peers import connect_socket, connected
+from .support import Echo, Recorder, address, server_frame, serving, until
 from .test_loop import Calls, cancel
 
 pytestmark = [pytest.mark.native, needs.epoll]
@@ -145,6 +149,145 @@ def test_what_comes_in_a_loop_inside_a_callback(run):
         async with connected("client", Calls(turn_of_the_loop)) as link:
             await link.peer.send_bytes(server_frame(BINARY, b"first"))
             await link.listener.frame(1)
+
+    run(main())
+
+
+def number_of(transport):
+    return transport.underlying_transport.get_extra_info("socket").fileno()
+
+
+async def echoed_at(number, sock, url):
+    """Have a connected socket under this number, and a connection to an echo server over it."""
+    os.dup2(sock.fileno(), number)
+    transport, client = await picows_fast.ws_connect(
+        Recorder, url, sock=socket.socket(fileno=number)
+    )
+    assert number_of(transport) == number
+    transport.send(BINARY, b"echo")
+    await client.frame()
+    transport.disconnect()
+    await client.closed()
+
+
+def test_a_number_that_a_closed_stream_had(run):
+    """It is the number of whatever has it next: a file object, a stream."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        theirs, ours = socket.socketpair()
+        async with serving(lambda request: Echo()) as url, connected("client") as lost:
+            number = number_of(lost.transport)
+            with theirs, ours, await connect_socket(address(url)) as sock:
+                os.dup2(ours.fileno(), number)  # closes what the stream has
+                readable = asyncio.Event()
+                loop.add_reader(number, readable.set)
+                theirs.send(b"x")
+                await asyncio.wait_for(readable.wait(), 20)
+                loop.remove_reader(number)
+            async with connected("client") as second:
+                with await connect_socket(address(url)) as sock:
+                    number = number_of(second.transport)
+                    await echoed_at(number, sock, url)
+                assert not second.listener.frames
+                os.dup2(0, number)  # what is closed now
+            assert not lost.listener.frames
+
+    run(main())
+
+
+def test_a_number_that_a_closed_file_object_had(run):
+    """To forget the file object leaves the stream alone that has its number now."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        theirs, ours = socket.socketpair()
+        async with serving(lambda request: Echo()) as url:
+            with theirs, await connect_socket(address(url)) as sock:
+                number = ours.fileno()
+                loop.add_reader(number, pytest.fail)
+                os.dup2(sock.fileno(), ours.detach())
+                transport, client = await picows_fast.ws_connect(
+                    Recorder, url, sock=socket.socket(fileno=number)
+                )
+                assert not loop.remove_reader(number)
+                with pytest.raises(OSError):
+                    loop.add_reader(number, pytest.fail)
+                transport.send(BINARY, b"x")
+                await client.frame()
+                transport.disconnect()
+                await client.closed()
+
+    run(main())
+
+
+def test_a_number_that_is_used_again_in_a_loop_inside_a_callback(run):
+    """The stream that has it next is called there, though the callback of the former one is not
+    over."""
+
+    async def main():
+        def reuse():
+            number = number_of(link.transport)
+            link.transport.disconnect(graceful=False)
+            loop.create_task(asyncio.wait_for(echoed_at(number, sock, url), 20)).add_done_callback(
+                done.append
+            )
+            task = asyncio.current_task()
+            if task is not None:
+                asyncio.tasks._leave_task(loop, task)
+            while not done:
+                loop._run_once()
+            if task is not None:
+                asyncio.tasks._enter_task(loop, task)
+
+        loop = asyncio.get_running_loop()
+        done = []
+        async with serving(lambda request: Echo()) as url:
+            with await connect_socket(address(url)) as sock:
+                async with connected("client", Calls(reuse)) as link:
+                    await link.peer.send_bytes(server_frame(BINARY, b"first"))
+                    await until(lambda: done)
+        done[0].result()
+
+    run(main())
+
+
+def test_a_collection_of_garbage_while_a_stream_is_watched(run):
+    """It may run Python code, which may have the loop watch a descriptor of so large a number that
+    what is noted of them all is moved."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        thresholds = gc.get_threshold()
+        moved = []
+
+        def collecting(phase, info):
+            if not moved:
+                moved.append(fcntl.fcntl(pair[0], fcntl.F_DUPFD, 900))
+                loop.add_reader(moved[0], pytest.fail)
+
+        pair = socket.socketpair()
+        async with connected("client") as link:
+            link.transport.pause_reading()
+            resume = link.transport.resume_reading
+            kept = [contextvars.copy_context() for _ in range(300)]  # else freed ones are reused
+            gc.callbacks.append(collecting)
+            try:
+                gc.set_threshold(1)  # the next object that is made
+                resume()
+            finally:
+                gc.set_threshold(*thresholds)
+                gc.callbacks.remove(collecting)
+            await link.peer.send_bytes(server_frame(BINARY, b"x"))
+            await link.listener.frame()
+            del kept
+        for number in moved:
+            loop.remove_reader(number)
+            os.close(number)
+        for sock in pair:
+            sock.close()
+        if sys.version_info < (3, 12):  # later ones collect between two Python instructions
+            assert moved
 
     run(main())
 

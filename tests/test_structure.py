@@ -33,7 +33,6 @@ COVERED_BY = {
     "traffic": "test_stats",
     # The streams do the same, whatever is below them, and go through the same tests.
     "net/foreign": "test_streams",
-    "net/open": "test_streams",
     "net/stream": "test_streams",
     "net/tcp": "test_streams",
     "net/tls": "test_streams",

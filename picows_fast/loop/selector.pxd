@@ -21,7 +21,8 @@ cdef struct Watched:
     uint32_t events         # PollEvents
     uint32_t generation     # counts who has watched this descriptor: tells an event of a former one
     int64_t spin            # nanoseconds
-    bint entered            # the stream is being called
+    # The stream that is being called; by its address, as the number may become another one's meanwhile. NULL: none.
+    void *entered
     bint missed             # ... and was to be called meanwhile
 
 
@@ -58,6 +59,8 @@ cdef class LoopSelector(Poller):
     cdef int _control(self, int operation, int fd, int events) except -1
     cdef Watched *_slot(self, int fd) except NULL
     cdef int _forget(self, int fd) except -1
+    cdef int _watch_anew(self, ByteStream stream, int fd, int events, long long spin) except -1
+    cdef int _forget_stream(self, int fd) except -1
     cdef bint _is_current(self, uint64_t event_data) noexcept
     cdef int _call(self, uint64_t event_data, uint32_t happened) noexcept
     cdef int _call_again(self, uint32_t fd) noexcept

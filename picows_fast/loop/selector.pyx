@@ -22,7 +22,7 @@ from abc import ABCMeta
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EBADF, EINTR, errno
 from libc.math cimport ceil
 from libc.string cimport memset
 
@@ -251,16 +251,21 @@ cdef class LoopSelector(Poller):
         cdef int fd = self._descriptor(fileobj)
         if fd in self.keys:
             raise KeyError(f"{fileobj!r} (FD {fd}) is already registered")
-        key = SelectorKey(fileobj, fd, events, data)
-        self._control(EPOLL_CTL_ADD, fd, events)
-        self.keys[fd] = key
+        key = self.keys[fd] = SelectorKey(fileobj, fd, events, data)
+        try:
+            self._control(EPOLL_CTL_ADD, fd, events)
+        except BaseException:
+            del self.keys[fd]
+            raise
+        self._forget_stream(fd)
         return key
 
     def unregister(self, fileobj):
         """Watch it no longer. KeyError if it is not registered; no error if it was closed before."""
         cdef int fd = self._registered(fileobj)
         key = self.keys.pop(fd)
-        self._forget(fd)
+        if self.watched[fd].stream == NULL:
+            self._forget(fd)
         return key
 
     def modify(self, fileobj, events, data=None):
@@ -273,8 +278,7 @@ cdef class LoopSelector(Poller):
             try:
                 self._control(EPOLL_CTL_MOD, fd, events)
             except OSError:
-                del self.keys[fd]
-                self._forget(fd)
+                self.unregister(fileobj)
                 raise
         key = self.keys[fd] = SelectorKey(key.fileobj, fd, events, data)
         return key
@@ -301,8 +305,6 @@ cdef class LoopSelector(Poller):
     def close(self):
         """Watch nothing any more."""
         self.map = None
-        self.keys.clear()
-        self.streams.clear()
         self.hot = HOT_NOBODY
         self.alarm = 0
         self.loop = self.scheduled = None
@@ -312,6 +314,9 @@ cdef class LoopSelector(Poller):
                 self.watched[fd].stream = self.watched[fd].context = NULL
                 self.watched[fd].generation += 1
         self._close_descriptors()
+        # Last: what is freed by that can run Python code.
+        self.keys.clear()
+        self.streams.clear()
 
     cdef int _close_descriptors(self) noexcept:
         if self.epoll_fd >= 0:
@@ -428,6 +433,8 @@ cdef class LoopSelector(Poller):
                 if inside and self.hot != HOT_NOBODY and self._read_hot():
                     return 0
                 PyErr_CheckSignals()
+                if self.epoll_fd != epoll_fd:
+                    return 0
                 now[0] = pf_now()
         if deadline != 0:
             timeout = self._time_left(deadline, now, inside)
@@ -517,27 +524,61 @@ cdef class LoopSelector(Poller):
 
     cdef int watch(self, ByteStream stream, int fd, int events, long long spin) except -1:
         cdef Watched *slot
-        cdef object context
         if self.epoll_fd < 0:
             if events:
                 raise RuntimeError("Event loop is closed")
             return 0
-        slot = self._slot(fd)
-        if events == 0:
-            if slot.stream == <void*> stream:
-                self._forget(fd)
+        if fd < 0:
+            if events:
+                raise OSError(EBADF, os.strerror(EBADF))
             return 0
-        if slot.stream != <void*> stream:
-            self._control(EPOLL_CTL_ADD, fd, events)
-        elif slot.events != <uint32_t> events:
+        slot = self._slot(fd)
+        if slot.stream != <void*> stream or events & ~slot.events & POLL_READ:
+            if events:
+                return self._watch_anew(stream, fd, events, spin)
+            return 0
+        if events == 0:
+            return self._forget(fd)
+        if slot.events != <uint32_t> events:
             self._control(EPOLL_CTL_MOD, fd, events)
-        if slot.stream == NULL or events & ~slot.events & POLL_READ:
-            context = PyContext_CopyCurrent()
-            self.streams[fd] = (stream, context)
-            slot.stream = <void*> stream
-            slot.context = <void*> context
+            slot.events = <uint32_t> events
+        slot.spin = spin
+        return 0
+
+    cdef int _watch_anew(self, ByteStream stream, int fd, int events, long long spin) except -1:
+        """Watch for a stream that was not watched, or not for reading: it is called in another context from now on."""
+        cdef Watched *slot
+        cdef int operation
+        # Making it can run Python code (a collection of garbage), which may watch and close other streams.
+        watcher = (stream, PyContext_CopyCurrent())
+        former = self.streams.get(fd)
+        slot = self._slot(fd)
+        operation = EPOLL_CTL_MOD if slot.stream == <void*> stream else EPOLL_CTL_ADD
+        self.streams[fd] = watcher
+        try:
+            self._control(operation, fd, events)
+        except BaseException:
+            if former is None:
+                del self.streams[fd]
+            else:
+                self.streams[fd] = former
+            raise
+        # Whoever had the descriptor's number before has lost it, or the kernel would not have added it again. A file
+        # object's key is forgotten; a stream's entry is replaced, and freed at the end of this method.
+        slot.stream = <void*> stream
+        slot.context = <void*> watcher[1]
         slot.events = <uint32_t> events
         slot.spin = spin
+        if operation == EPOLL_CTL_ADD:
+            self.keys.pop(fd, None)
+        return 0
+
+    cdef int _forget_stream(self, int fd) except -1:
+        """A file object has been added under this number: a stream that had it has lost its descriptor."""
+        cdef Watched *slot = self._slot(fd)
+        slot.stream = slot.context = NULL
+        slot.events = 0
+        self.streams.pop(fd, None)
         return 0
 
     cdef bint _is_current(self, uint64_t event_data) noexcept:
@@ -551,20 +592,26 @@ cdef class LoopSelector(Poller):
         cdef Watched *watched = &self.watched[fd]
         cdef bint edge = (watched.events & POLL_EDGE) != 0
         cdef int result
-        cdef ByteStream stream
-        if watched.entered:         # by a loop that was run inside its callback
+        cdef ByteStream stream = <ByteStream> watched.stream
+        cdef void *outer = watched.entered
+        if outer == <void*> stream:     # by a loop that was run inside its callback
             watched.missed = True
             return 0
-        stream = <ByteStream> watched.stream
-        if watched.context != <void*> self.context and self._switch(<object> watched.context) < 0:
-            self.failed = stream
-            return -1
-        watched.entered = True
+        if watched.context != <void*> self.context:
+            context = <object> watched.context
+            if self._switch(context) < 0:
+                self.failed = stream
+                return -1
+            # The former context may have been freed, and with it what runs Python code.
+            if not self._is_current(event_data):
+                return 0
+            watched = &self.watched[fd]
+        watched.entered = <void*> stream
         result = (<try_t> call_stream)(
             stream, (happened & ~<uint32_t> EPOLLOUT) != 0, (happened & ~<uint32_t> EPOLLIN) != 0
         )
         watched = &self.watched[fd]     # the callback may have moved them
-        watched.entered = False
+        watched.entered = outer
         # A read that stopped at an end, or that raised, may have left something, too.
         if watched.missed or edge and result & (POLL_LEFT | POLL_CAME) and (
             result & POLL_LEFT or happened & ~<uint32_t> (EPOLLIN | EPOLLOUT)

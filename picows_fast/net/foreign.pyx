@@ -124,13 +124,17 @@ cdef class ForeignStream(ByteStream):
         if self.closed:
             transport.abort()
             return
-        self._set_transport_limits()
-        if self.backlog_end:
-            self.flush()
-        if self.on_connected is not None:
-            on_connected = self.on_connected
-            self.on_connected = None
-            on_connected(transport)
+        try:
+            self._set_transport_limits()
+            if self.backlog_end:
+                self.flush()
+            if self.on_connected is not None:
+                on_connected = self.on_connected
+                self.on_connected = None
+                on_connected(transport)
+        except BaseException:
+            self.abort()        # nobody else has it, or can tell that it is there
+            raise
 
     def _get_buffer(self, sizehint):
         cdef _Window window

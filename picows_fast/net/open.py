@@ -1,4 +1,7 @@
-"""Which ByteStream a connection gets, and how it is put on what was connected or accepted."""
+"""Which ByteStream a connection gets, and how it is put on what was connected or accepted.
+
+Each function owns what it is given from the call on: if it raises, it has ended that first.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from .stream import ByteStream
 
-__all__ = ["open_stream", "socket_stream", "tune_socket", "uses_loop_transport", "with_tls"]
+__all__ = [
+    "end_connection",
+    "open_stream",
+    "socket_stream",
+    "tune_socket",
+    "uses_loop_transport",
+    "with_tls",
+]
 
 
 def uses_loop_transport(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
@@ -45,7 +55,7 @@ async def open_stream(
     tcp_quickack: bool = False,
     rx_timestamps: bool = False,
 ) -> ByteStream:
-    """Return the stream of a client's connection, which it owns from now on; it is not started yet.
+    """Return the stream of a client's connection; it is not started yet.
 
     :param connection: a connected, non-blocking socket, or a transport whose reading is paused
     :param context: for TLS; None: none
@@ -54,18 +64,7 @@ async def open_stream(
     :param tcp_quickack: keep TCP_QUICKACK on; not over a transport
     :param rx_timestamps: have the kernel note when data comes; not over a transport
     """
-    stream: ByteStream
-    if not isinstance(connection, socket.socket):
-        stream = foreign = ForeignStream(loop)
-        foreign.attach(connection)
-    elif uses_loop_transport(loop, use_loop_transport):
-        stream = foreign = ForeignStream(loop)
-        try:
-            await loop.create_connection(lambda: foreign.protocol, sock=connection)
-        except BaseException:
-            foreign.give_up()
-            raise
-    else:
+    if isinstance(connection, socket.socket) and not uses_loop_transport(loop, use_loop_transport):
         return socket_stream(
             loop,
             connection,
@@ -78,16 +77,33 @@ async def open_stream(
             rx_timestamps=rx_timestamps,
         )
     try:
-        return with_tls(
-            stream,
-            context,
-            server_hostname=server_hostname,
-            session=session,
-            handshake_timeout=handshake_timeout,
-        )
+        stream = ForeignStream(loop)
+        try:
+            if isinstance(connection, socket.socket):
+                await loop.create_connection(lambda: stream.protocol, sock=connection)
+            else:
+                stream.attach(connection)
+        except BaseException:
+            stream.give_up()
+            raise
     except BaseException:
-        stream.abort()
+        end_connection(connection)
         raise
+    return with_tls(
+        stream,
+        context,
+        server_hostname=server_hostname,
+        session=session,
+        handshake_timeout=handshake_timeout,
+    )
+
+
+def end_connection(connection: socket.socket | asyncio.Transport) -> None:
+    """End what no stream owns yet. Does nothing if it has ended."""
+    if isinstance(connection, socket.socket):
+        connection.close()
+    else:
+        connection.abort()
 
 
 def socket_stream(
@@ -104,7 +120,7 @@ def socket_stream(
     rx_timestamps: bool = False,
     peername: Any = None,
 ) -> ByteStream:
-    """Return the stream of a connected, non-blocking socket, which it owns from now on.
+    """Return the stream of a connected, non-blocking socket.
 
     :param handshake_timeout: of TLS, seconds
     :param busy_poll: seconds to spin after a read
@@ -112,27 +128,34 @@ def socket_stream(
     :param rx_timestamps: have the kernel note when data comes
     :param peername: the peer's address, if it is known; None: the system is asked when need be
     """
-    if tcp_quickack or rx_timestamps:
-        is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
-        tcp_quickack = tcp_quickack and is_tcp
-        rx_timestamps = rx_timestamps and is_tcp
     stream: TcpStream | None = None
-    if context is not None:
-        stream = DirectTlsStream.create(
-            loop,
-            sock,
-            context,
-            server_side=server_side,
-            server_hostname=server_hostname,
-            session=session,
-            handshake_timeout=handshake_timeout,
-        )
-    is_direct = stream is not None
-    if stream is None:
-        stream = TcpStream(loop, sock)
-    stream.tune(busy_poll=busy_poll, quick_ack=tcp_quickack, timestamps=rx_timestamps)
-    if peername is not None:
-        stream.note_peername(peername)
+    try:
+        if tcp_quickack or rx_timestamps:
+            is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+            tcp_quickack = tcp_quickack and is_tcp
+            rx_timestamps = rx_timestamps and is_tcp
+        if context is not None:
+            stream = DirectTlsStream.create(
+                loop,
+                sock,
+                context,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                session=session,
+                handshake_timeout=handshake_timeout,
+            )
+        is_direct = stream is not None
+        if stream is None:
+            stream = TcpStream(loop, sock)
+        stream.tune(busy_poll=busy_poll, quick_ack=tcp_quickack, timestamps=rx_timestamps)
+        if peername is not None:
+            stream.note_peername(peername)
+    except BaseException:
+        if stream is not None:
+            stream.abort()
+        else:
+            sock.close()
+        raise
     if is_direct or context is None:
         return stream
     return with_tls(
@@ -157,11 +180,15 @@ def with_tls(
     """Return the stream with TLS laid over it, or the stream itself if there is no context."""
     if context is None:
         return stream
-    return TlsStream(
-        stream,
-        context,
-        server_side=server_side,
-        server_hostname=server_hostname,
-        session=session,
-        handshake_timeout=handshake_timeout,
-    )
+    try:
+        return TlsStream(
+            stream,
+            context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            session=session,
+            handshake_timeout=handshake_timeout,
+        )
+    except BaseException:
+        stream.abort()
+        raise

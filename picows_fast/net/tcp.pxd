@@ -34,6 +34,8 @@ cdef class TcpStream(ByteStream):
     cdef int _want_stamps(self) except -1
     cdef int _read_failed(self, int error) except -1
     cdef int _watch(self) except -1
+    cdef int _unwatch(self) except -1
+    cdef int _release(self) except -1
     cdef int _spin(self) except -1
     cdef int _after_read(self) noexcept
     cdef int start_reading(self) except -1

@@ -511,18 +511,38 @@ cdef class TcpStream(ByteStream):
     cdef int finish(self) except -1:
         if self.closed:
             return 0
+        # Each step whatever happens in those before: the loop must not watch a number that is another socket's soon.
         try:
             if self.peername is None:
                 self.peername = self.get_extra_info("peername")
             self.ended_after = self.last_received()
-            self._stop_reading()
-            self._stop_writing()
+        finally:
+            self._release()
+        return 0
+
+    cdef int _release(self) except -1:
+        try:
+            self._unwatch()
         finally:
             self.fd = -1
             try:
                 self.sock.close()
             finally:
                 ByteStream.finish(self)
+        return 0
+
+    cdef int _unwatch(self) except -1:
+        cdef bint reading = self.reading
+        cdef bint writing = self.writing
+        self.reading = self.writing = False
+        if self.poller is not None:
+            return self.poller.watch(self, self.fd, 0, 0)
+        try:
+            if reading:
+                self.loop.remove_reader(self.fd)
+        finally:
+            if writing:
+                self.loop.remove_writer(self.fd)
         return 0
 
     def last_received(self):

@@ -83,7 +83,11 @@ cdef class WSTransport(FrameSender):
         bint asks_pong              # is_user_specific_pong() is overridden
 
         # frames out
-        bytes held_pong             # the newest PONG, which waits for the backlog to shrink
+        # While writing is paused, one PONG may be in the backlog; the newest of those behind it is held here until that
+        # one has left. How much had been sent before it, as _sent_at_least() says; -1: none is known to be there.
+        bytes held_pong
+        long long pong_waits_since
+        object pong_timer
 
         # time
         bint closing_armed          # close_timeout runs
@@ -114,6 +118,11 @@ cdef class WSTransport(FrameSender):
 
     # --- internal
     cdef int _answer_ping(self, WSFrame frame) except -1
+    cdef bint _must_hold_pong(self) noexcept
+    cdef int _send_pong(self, const uint8_t *payload, Py_ssize_t size) except -1
+    cdef int _send_held_pong(self) except -1
+    cdef int _forget_pong(self) except -1
+    cdef long long _sent_at_least(self) noexcept
     cdef Py_ssize_t _handshake_data(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int _upgraded(self, listener, request, response) except -1
     cdef int _serve_request(self, request) except -1

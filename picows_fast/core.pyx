@@ -31,7 +31,7 @@ from .callbacks cimport (
 from .codec cimport build_close_payload, close_info, new_frame, peer_error
 from .net.stream cimport ByteStream, StreamEnd, StreamRequest
 from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
-from .traffic cimport SharedTraffic, count_frame, traffic_stats
+from .traffic cimport OPCODES, SharedTraffic, count_frame, traffic_stats
 from .wire cimport PF_FRAME_OK, pf_mask
 
 from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError
@@ -65,6 +65,9 @@ cdef extern from "Python.h":
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_Vectorcall(object function, PyObject **args, size_t nargsf, PyObject *kwnames)
     void *PyVectorcall_Function(object function)
+
+# Seconds between two looks at whether a PONG that waits for another one can be sent.
+cdef double HELD_PONG_POLL = 0.05
 
 # A frame object that no callback kept serves the next batch of frames, of whatever connection.
 cdef WSFrame _spare_frame = None
@@ -585,10 +588,52 @@ cdef class WSTransport(FrameSender):
 
     cdef int _answer_ping(self, WSFrame frame) except -1:
         # A peer that floods PINGs and does not read gets the newest answer only (RFC 6455 5.5.3).
-        if self.stream.writing_paused:
+        if self._must_hold_pong():
             self.held_pong = frame.get_payload_as_bytes()
-        else:
-            self._send_frame(WSMsgType.PONG, <const uint8_t*> frame.payload_ptr, frame.payload_size, True, 0)
+            return self._send_held_pong()
+        self.held_pong = None
+        return self._send_pong(<const uint8_t*> frame.payload_ptr, frame.payload_size)
+
+    cdef bint _must_hold_pong(self) noexcept:
+        """Whether a PONG waits in the backlog of a paused connection: as long as more waits than was sent behind it."""
+        return self.stream.writing_paused and self.pong_waits_since >= 0 and (
+            self._sent_at_least() - self.pong_waits_since < self.stream.backlog_size()
+        )
+
+    cdef long long _sent_at_least(self) noexcept:
+        """Bytes of all frames that were sent, with the smallest headers."""
+        cdef long long size = 0
+        for opcode in range(OPCODES):
+            size += 2 * self.traffic.sent[opcode].frames + self.traffic.sent[opcode].payload_bytes
+        return size
+
+    cdef int _send_pong(self, const uint8_t *payload, Py_ssize_t size) except -1:
+        cdef bint was_paused = self.stream.writing_paused
+        self._send_frame(WSMsgType.PONG, payload, size, True, 0)
+        self.pong_waits_since = self._sent_at_least() if was_paused else -1
+        return 0
+
+    cdef int _send_held_pong(self) except -1:
+        """Send it, or look again after a while: no event tells that the one before it has left."""
+        cdef bytes pong = self.held_pong
+        if pong is None:
+            return 0
+        if not self._must_hold_pong():
+            self.held_pong = None
+            return self._send_pong(<const uint8_t*> PyBytes_AS_STRING(pong), len(pong))
+        if self.pong_timer is None:
+            self.pong_timer = self.loop.call_later(HELD_PONG_POLL, self._on_pong_timer)
+        return 0
+
+    def _on_pong_timer(self):
+        self.pong_timer = None
+        self._send_held_pong()
+
+    cdef int _forget_pong(self) except -1:
+        self.held_pong = None
+        if self.pong_timer is not None:
+            self.pong_timer.cancel()
+            self.pong_timer = None
         return 0
 
     cdef int _on_close_frame(self, WSFrame frame) except -1:
@@ -603,7 +648,7 @@ cdef class WSTransport(FrameSender):
         return self._deliver(frame)
 
     cdef int _close_sent(self, bytes payload) except -1:
-        self.held_pong = None
+        self._forget_pong()
         if self.close_handshake is None:
             self.close_handshake = WSCloseHandshake.__new__(WSCloseHandshake)
         self.close_handshake.sent = close_info(payload)
@@ -938,16 +983,14 @@ cdef class WSTransport(FrameSender):
         return 0
 
     cdef int stream_resume_writing(self) except -1:
-        cdef bytes pong = self.held_pong
-        if pong is not None:
-            self.held_pong = None
-            self._send_frame(WSMsgType.PONG, <const uint8_t*> PyBytes_AS_STRING(pong), len(pong), True, 0)
+        self.pong_waits_since = -1
         if self.ws_listener is not None and self.state_code != CLOSED:
             try:
                 (<object> self.ws_listener).resume_writing()
             except BaseException as error:
                 self._callback_failed(error, "resume_writing")
-        return 0
+        # Behind the callback: it may pause writing again.
+        return self._send_held_pong()
 
     cdef int stream_drained(self) except -1:
         return 0 if self.outbox is None else self.outbox.may_write()
@@ -956,6 +999,7 @@ cdef class WSTransport(FrameSender):
         """Everything the stream held is released. Comes once."""
         cdef WSListener listener = self.ws_listener
         self._disarm()
+        self._forget_pong()
         self.receiving = False
         self.state_code = CLOSED
         self.is_disconnected = True
@@ -1022,7 +1066,7 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     transport.is_client_side = is_client_side
     transport.is_secure = is_secure
     transport.server = server
-    transport.round_trip = -1
+    transport.round_trip = transport.pong_waits_since = -1
     traffic = getattr(server, "traffic", None)
     if traffic is not None:
         transport.shared_traffic = &(<SharedTraffic?> traffic).counters

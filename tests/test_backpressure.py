@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 
 import pytest
 
@@ -11,7 +12,7 @@ import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType, WSState
 
 from .peers import Contexts, connected
-from .support import Recorder
+from .support import Recorder, until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -119,6 +120,105 @@ async def test_held_back_writes_do_not_make_pausing_flap(link, way):
             lambda: flow(pair.listener) == ["pause_writing", "resume_writing"]
         )
         assert pair.transport.write_backlog == 0
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+async def test_pause_and_resume_are_true_whatever_is_sent_and_when(link, coalesce):
+    """By a program that sends on while paused, corked too, and is pinged meanwhile. They alternate,
+    and never come on the wrong side of their watermark."""
+
+    class Watching(Recorder):
+        calls = ()
+
+        def pause_writing(self):
+            self.calls += (("pause", self.transport.write_backlog > high),)
+
+        def resume_writing(self):
+            self.calls += (("resume", self.transport.write_backlog <= low),)
+            if len(self.calls) % 8 == 0:  # at once again
+                self.transport.send(WSMsgType.BINARY, bytes(200_000))
+
+    high, low = 60_000, 9_000
+    options = {
+        "write_high_watermark": high,
+        "write_low_watermark": low,
+        "coalesce_writes": coalesce,
+    }
+    sizes = random.Random(7)
+    sent = 0
+    async with link(Watching(), small_buffers=True, **options) as pair:
+        transport = pair.transport
+        for _ in range(25):
+            while transport.write_backlog < 300_000:
+                corked = sizes.random() < 0.3
+                if corked:
+                    transport.cork()
+                for _ in range(sizes.choice([1, 3])):
+                    transport.send(WSMsgType.BINARY, bytes(sizes.choice([10, 5_000, 30_000])))
+                    sent += 1
+                if corked:
+                    transport.uncork()
+                await asyncio.sleep(0)
+            await pair.peer.send(WSMsgType.PING, b"there?")
+            leave = sizes.choice([0, low // 2, 100_000])
+            while transport.write_backlog > leave:
+                await pair.peer.read_frame()
+                await asyncio.sleep(0)
+        while transport.write_backlog:
+            await pair.peer.read_frame()
+            await asyncio.sleep(0)
+        await until(lambda: pair.listener.calls[-1][0] == "resume")
+        names = [name for name, _ in pair.listener.calls]
+        assert len(names) > 10
+        assert names == ["pause", "resume"] * (len(names) // 2)
+        assert all(is_true for _, is_true in pair.listener.calls)
+
+
+async def test_a_ping_is_answered_while_the_application_keeps_a_backlog(link):
+    """Behind what waits when it comes. Of those that come before that has left, the newest is."""
+    async with link(small_buffers=True) as pair:
+
+        async def pongs(count):
+            """Read until so many PONGs have come; the application keeps its backlog up."""
+            seen = []
+            while True:
+                while pair.transport.write_backlog < 500_000:
+                    pair.transport.send(WSMsgType.BINARY, bytes(20_000))
+                if len(seen) == count:
+                    return seen
+                opcode, payload = await asyncio.wait_for(pair.peer.read_frame(), 20)
+                if opcode == WSMsgType.PONG:
+                    seen.append(payload)
+                await asyncio.sleep(0)
+
+        assert await pongs(0) == []
+        await pair.peer.send(WSMsgType.PING, b"first")
+        assert await pongs(1) == [b"first"]
+        for payload in (b"second", b"third", b"fourth"):
+            await pair.peer.send(WSMsgType.PING, payload)
+        assert await pongs(2) == [b"second", b"fourth"]
+        await pair.peer.send(WSMsgType.PING, b"fifth")
+        assert await pongs(1) == [b"fifth"]
+        assert flow(pair.listener) == ["pause_writing"]
+
+
+async def test_pings_of_a_peer_that_does_not_read_are_not_all_answered(link):
+    """One PONG waits in the backlog, one behind it, however the application goes on."""
+    async with link(small_buffers=True) as pair:
+        pair.transport.send(WSMsgType.BINARY, bytes(LARGE))
+        pongs = pair.transport.stats().sent.pong.frames
+        for number in range(300):
+            await pair.peer.send(WSMsgType.PING, b"%d" % number)
+            if number % 100 == 0:
+                pair.transport.send(WSMsgType.BINARY, bytes(1000))
+        await until(lambda: pair.transport.stats().received.ping.frames == 300)
+        assert pair.transport.stats().sent.pong.frames - pongs == 1
+        got = b""
+        while got != b"299":
+            opcode, payload = await asyncio.wait_for(pair.peer.read_frame(), 20)
+            if opcode == WSMsgType.PONG:
+                got = payload
+        assert pair.transport.stats().sent.pong.frames - pongs == 2
 
 
 async def test_sending_from_resume_writing(link):

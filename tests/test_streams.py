@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -471,6 +472,21 @@ async def test_bad_tls_arguments_leave_nothing_open(io_options, server_tls, clie
             await client.frame()
             transport.disconnect(graceful=False)
             await client.closed()
+
+
+async def test_a_reset_under_many_sends_is_not_worth_a_warning(contexts, io_options, caplog):
+    """Nor anything above INFO, by whatever logger: what a peer does is no fault of this side."""
+    async with connected("server", contexts=contexts, **io_options) as pair:
+        pair.peer.reset()
+        for _ in range(100):
+            pair.transport.send(WSMsgType.TEXT, "an update")
+        pair.transport.cork()
+        for _ in range(100):
+            pair.transport.send(WSMsgType.TEXT, "an update")
+        pair.transport.uncork()
+        await pair.listener.closed()
+        assert pair.transport.disconnect_cause == WSDisconnectCause.PEER_RESET
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 async def test_client_that_vanishes_in_the_tls_handshake(server_tls, client_tls, io_options):

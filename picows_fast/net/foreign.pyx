@@ -91,8 +91,9 @@ cdef class ForeignStream(ByteStream):
         int end_behind          # StreamEnd that came behind that, or 0
         object error_behind
         bint lost               # connection_lost() has come
-        bint transport_paused   # pause_writing() has come
-        bint drain_watched      # want_drain() was called: the transport's watermarks are 0
+        bint transport_paused   # pause_writing() has come: more than `mark` bytes wait in the transport
+        Py_ssize_t mark         # both of the transport's watermarks; -1: not set yet
+        bint look_scheduled
 
     def __cinit__(self, loop, on_connected=None):
         self.loop = loop
@@ -101,6 +102,7 @@ cdef class ForeignStream(ByteStream):
         self.space = ReadSpace(RECEIVE_SIZE)
         self.keeper = read_space(loop, 0)
         self.reads_at_once = False
+        self.mark = -1
         ByteStream.set_write_buffer_limits(self)
         self.protocol = _Protocol(self)
         self.handler = self.early = _Nobody.__new__(_Nobody)
@@ -248,16 +250,31 @@ cdef class ForeignStream(ByteStream):
         self.loop.call_soon(self._resume_turn)
 
     def _resume_turn(self):
-        if self.writing_paused and not (self.transport_paused or self.closed):
-            self.writing_paused = False
+        """The transport's buffer may have shrunk to what is waited for."""
+        if self.writing_paused and not self.closed and self.backlog_size() <= self.low_watermark:
+            self.note_writing_paused(False)
             self.handler.stream_resume_writing()
-        if self.drain_wanted and not self.closed:
-            if self.backlog_size():
-                # The transport resumed at its watermark, which was not 0 then.
-                self.loop.call_later(DRAIN_POLL, self._resume_turn)
-            else:
-                self.drain_wanted = False
-                self.handler.stream_drained()
+        if self.drain_wanted and not self.closed and self.backlog_size() == 0:
+            self.drain_wanted = False
+            self._set_transport_limits()
+            self.handler.stream_drained()
+        # What we have ourselves is flushed soon, which leads here again.
+        if self.backlog_end == 0:
+            self._look_later()
+
+    cdef int _look_later(self) except -1:
+        """Look again after a while, if the transport does not tell: not every one does as its watermarks say."""
+        if (self.writing_paused or self.drain_wanted) and not (
+            self.transport_paused or self.look_scheduled or self.closed or self.lost
+        ):
+            self.look_scheduled = True
+            self.loop.call_later(DRAIN_POLL, self._look)
+        return 0
+
+    def _look(self):
+        self.look_scheduled = False
+        if not self.closed:
+            self._resume_turn()
 
     # --- in
 
@@ -316,7 +333,7 @@ cdef class ForeignStream(ByteStream):
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                     const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef bytes joined
-        if self.closing or self.lost:
+        if self.closing or self.write_failed or self._has_failed():
             return 0
         if self.transport is None or self.corks or self.coalescing or self.backlog_end or self.in_unit:
             self.append_backlog(head, head_size, body, body_size)
@@ -331,6 +348,13 @@ cdef class ForeignStream(ByteStream):
         self.transport.write(joined)
         return 0
 
+    cdef bint _has_failed(self) except -1:
+        """Whether the transport ends by itself, which connection_lost() tells some turns later. asyncio's logs a warning of
+        each write from then on."""
+        if self.lost or (self.transport is not None and not self.closing and self.transport.is_closing()):
+            self.write_failed = True
+        return self.write_failed
+
     cdef int out_of_memory(self) except -1:
         self.backlog_start = self.backlog_end = 0
         self.report_end(StreamEnd.FAILED, MemoryError("no memory for what was to be sent"))
@@ -340,22 +364,23 @@ cdef class ForeignStream(ByteStream):
     cdef int flush(self) except -1:
         cdef Py_ssize_t size = self.backlog_end - self.backlog_start
         cdef bytes joined
-        if size and self.transport is not None and not self.lost:
+        if size and self.transport is not None and not self._has_failed():
             joined = PyBytes_FromStringAndSize(<char*> self.backlog + self.backlog_start, size)
             self.backlog_start = self.backlog_end = 0
             self.transport.write(joined)
-            if self.writing_paused and not self.transport_paused:
+            if (self.writing_paused or self.drain_wanted) and not self.transport_paused:
                 self.loop.call_soon(self._resume_turn)
         return 0
 
     cdef int check_high_watermark(self) except -1:
-        cdef bint above = self.backlog_end - self.backlog_start > self.high_watermark
-        if self.transport_paused and not above:
-            above = not self.drain_watched or self.backlog_size() > self.high_watermark
-        if above and not (self.writing_paused or self.closing):
-            self.writing_paused = True
+        if not (self.writing_paused or self.closing) and self.backlog_size() > self.high_watermark:
+            self.note_writing_paused(True)
             self.handler.stream_pause_writing()
         return 0
+
+    cdef int note_writing_paused(self, bint paused) except -1:
+        self.writing_paused = paused
+        return self._set_transport_limits()
 
     cdef Py_ssize_t backlog_size(self) noexcept:
         cdef Py_ssize_t size = self.backlog_end - self.backlog_start
@@ -407,26 +432,21 @@ cdef class ForeignStream(ByteStream):
 
     def set_write_buffer_limits(self, high=None, low=None):
         ByteStream.set_write_buffer_limits(self, high, low)
-        if self.transport is not None and not self.lost:
-            self._set_transport_limits()
+        self._set_transport_limits()
 
     cdef int _set_transport_limits(self) except -1:
-        # An empty buffer is an event only for a transport whose watermarks are 0.
-        self.transport.set_write_buffer_limits(
-            high=0 if self.drain_watched else self.high_watermark, low=0 if self.drain_watched else self.low_watermark
-        )
+        """Have the transport tell when its buffer shrinks to what is waited for. It tells of its low watermark only if it
+        was above the high one, so they are the same; how much waits in all is compared with ours here."""
+        cdef Py_ssize_t mark = 0 if self.drain_wanted and not self.writing_paused else self.low_watermark
+        if mark != self.mark and self.transport is not None and not self.lost:
+            self.mark = mark
+            self.transport.set_write_buffer_limits(high=mark, low=mark)
         return 0
 
     cdef int want_drain(self) except -1:
         self.drain_wanted = True
-        if not self.drain_watched:
-            self.drain_watched = True
-            if self.transport is not None and not self.lost:
-                self._set_transport_limits()
-        if not self.transport_paused:
-            # What it holds was written before its watermark was 0.
-            self.loop.call_later(DRAIN_POLL, self._resume_turn)
-        return 0
+        self._set_transport_limits()
+        return self._look_later()   # what it holds may have been written before its mark was 0
 
     def get_extra_info(self, name, default=None):
         return default if self.transport is None else self.transport.get_extra_info(name, default)

@@ -130,6 +130,9 @@ cdef class ByteStream(StreamHandler):
     cdef int check_high_watermark(self) except -1
     # Bytes that wait for the peer.
     cdef Py_ssize_t backlog_size(self) noexcept
+    # The stream above counts as paused by its watermarks, or no longer does: then, and only then, the handler's
+    # stream_resume_writing() is called when no more than low_watermark bytes wait.
+    cdef int note_writing_paused(self, bint paused) except -1
     # Call the handler's stream_drained() once, when the backlog is empty. To be asked only while it is not.
     cdef int want_drain(self) except -1
     # Forget the last `size` bytes of what was written, if none of them left and some before them wait, too. Returns

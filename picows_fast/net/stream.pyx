@@ -467,6 +467,10 @@ cdef class ByteStream(StreamHandler):
             self.handler.stream_pause_writing()
         return 0
 
+    cdef int note_writing_paused(self, bint paused) except -1:
+        self.writing_paused = paused
+        return 0
+
     cdef int want_drain(self) except -1:
         self.drain_wanted = True
         return 0

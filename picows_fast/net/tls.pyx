@@ -334,13 +334,15 @@ cdef class TlsStream(ByteStream):
 
     cdef int check_high_watermark(self) except -1:
         ByteStream.check_high_watermark(self)
-        # The stream below tells us when its backlog has shrunk, if it believes to have paused us.
-        self.lower.writing_paused = self.writing_paused
-        return 0
+        return self.lower.note_writing_paused(self.writing_paused)
+
+    cdef int note_writing_paused(self, bint paused) except -1:
+        self.writing_paused = paused
+        return self.lower.note_writing_paused(paused)
 
     cdef int backlog_sent(self, Py_ssize_t size) except -1:
         ByteStream.backlog_sent(self, size)
-        self.lower.writing_paused = self.writing_paused
+        self.lower.note_writing_paused(self.writing_paused)
         if self.drain_wanted:
             self.lower.want_drain()
         return 0

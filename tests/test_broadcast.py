@@ -251,11 +251,33 @@ async def test_what_cannot_be_published():
     assert channel.messages == 0
 
 
-def test_a_channel_without_a_loop():
+def test_a_channel_of_one_loop_after_another():
+    """As one that is made when its module is imported: for every asyncio.run() that follows."""
     channel = Channel("early")
     assert channel.publish(TEXT, "nobody") == 0
-    with pytest.raises(RuntimeError, match="does not know its event loop"):
+    channel.publish_threadsafe(TEXT, "nobody")
+    threads = 0
+
+    async def subscribe() -> None:
+        async with connected("server") as pair:
+            subscription = channel.subscribe(pair.transport)
+            await asyncio.to_thread(channel.publish_threadsafe, TEXT, "hello")
+            assert await pair.peer.read_frame() == (TEXT, b"hello")
+            check(channel, subscription)
+
+    def publish() -> None:
+        nonlocal threads
+        assert channel.publish(TEXT, "nobody") == 0
         channel.publish_threadsafe(TEXT, "nobody")
+        threads += 1
+
+    for _ in range(2):
+        asyncio.run(subscribe())
+        thread = threading.Thread(target=publish)
+        thread.start()
+        thread.join()
+    assert threads == 2
+    assert (channel.messages, channel.published, channel.sent) == (8, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -343,11 +365,21 @@ async def test_a_clients_transport_is_refused():
 
 
 async def test_a_transport_of_another_loop_is_refused():
+    """While there are subscribers; a channel without any belongs to the next one's loop."""
+    channel = Channel()
     other = asyncio.new_event_loop()
     try:
         async with connected("server") as pair:
-            with pytest.raises(ValueError, match="another event loop"):
-                Channel(loop=other).subscribe(pair.transport)
+            channel.subscribe(pair.transport)
+
+            async def subscribe() -> None:
+                async with connected("server") as another:
+                    with pytest.raises(ValueError, match="another event loop"):
+                        channel.subscribe(another.transport)
+                    Channel(loop=asyncio.get_event_loop()).subscribe(another.transport)
+
+            await asyncio.to_thread(other.run_until_complete, subscribe())
+            Channel(loop=other).subscribe(pair.transport)
     finally:
         other.close()
 

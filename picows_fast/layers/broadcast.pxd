@@ -40,6 +40,10 @@ cdef class _Turn:
     cdef:
         object __weakref__
         list outboxes
+        list spare              # the next turn's, made with the callback: _write() makes no object
+        bint scheduled          # _write() is going to be called
+        bint publishing         # a publish() to subscribers of this loop is under way
+        list deferred           # (Channel, _Message, count of subscribers): published by callbacks of it
 
     cdef int add(self, _ClientOutbox outbox) except -1
 
@@ -50,31 +54,40 @@ cdef class _ClientOutbox(_Outbox):
         WSTransport transport
         _Turn turn
         dict subscriptions      # Channel -> Subscription
-        list departed           # Subscriptions that have left, and whose entries are still here
+        list departed           # Subscriptions that have left, and whose entries are still here; None: there are none
         Entry *entries          # a ring: entry `n` is entries[n & (capacity - 1)]
         Py_ssize_t capacity
         Py_ssize_t first, end   # numbers of the entries
         Py_ssize_t live         # entries that have a message
         double behind_since     # seconds of the monotonic clock; 0: the client keeps up
         bint writing            # write() runs
-        bint in_flight          # the stream is being given entries: they keep their places
+        bint interrupted        # the application has sent a frame since the stream was last given entries
+        int pins                # above 0: entries keep their numbers
+        Py_ssize_t given        # entries before this number are being given to the stream; 0: none are
         bint in_turn            # the turn knows this outbox
         bint is_ended           # nothing can be sent any more
 
     cdef int put(self, Subscription subscription, _Message message) except -1
     cdef bint make_room(self, Subscription subscription, _Message message) except -1
+    cdef int refuse(self, Subscription subscription, _Message message) except -1
+    cdef int drop_oldest(self, Subscription subscription) except -1
     cdef int append(self, Subscription subscription, _Message message) except -1
+    cdef int append_behind(self, Subscription subscription, _Message message, Py_ssize_t number) except -1
     cdef int write(self) except -1
+    cdef int fail(self, error) except -1
     cdef bint write_some(self) except -1
     cdef int give(self, WSTransport transport, ByteStream stream) except -1
+    cdef int given_back(self, Py_ssize_t number) except -1
     cdef int count_sent(self, WSTransport transport, Py_ssize_t upto) except -1
     cdef int fall_behind(self) except -1
     cdef int conflate(self, Subscription subscription, _Message message, Py_ssize_t number) except -1
     cdef int remove(self, Py_ssize_t number) except -1
     cdef int pop_removed(self) except -1
+    cdef int unpin(self) except -1
     cdef int discard(self, Subscription subscription) except -1
+    cdef int discard_all(self) except -1
     cdef int leave(self, Subscription subscription) except -1
-    cdef int enlarge(self) except -1
+    cdef bint reserve(self, Py_ssize_t count) except -1
     cdef int compact(self) except -1
 
 
@@ -133,10 +146,11 @@ cdef class Channel:
 
         # --- internal
         object loop
-        unsigned long thread_id     # 0: no loop yet
+        unsigned long thread_id     # of the loop; 0: it is not known
+        _Turn turn                  # of the loop; None before the first subscriber
         list subscribers            # Subscription; None where one has left while publish() runs
         Py_ssize_t holes
-        Py_ssize_t publishing       # publish() calls under way
+        Py_ssize_t publishing       # publish() calls under way or deferred
 
     # Returns how many subscribers there were.
     cpdef Py_ssize_t publish(self, WSMsgType msg_type, message, key=*) except -1
@@ -145,6 +159,11 @@ cdef class Channel:
 
     # --- internal
     cdef int _check_thread(self, str method) except -1
+    cdef bint _is_without_loop(self) except -1
+    cdef int _check_subscriber(self, WSTransport transport) except -1
+    cdef _ClientOutbox _outbox_of(self, WSTransport transport, Py_ssize_t messages)
+    cdef object _give(self, _Message message, Py_ssize_t count)
     cdef Py_ssize_t _publish(self, _Message message) except -1
     cdef int _remove(self, Subscription subscription) except -1
     cdef int _close_holes(self) except -1
+    cdef int _close_holes_from(self, Py_ssize_t kept) except -1

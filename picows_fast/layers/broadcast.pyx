@@ -23,6 +23,7 @@ from ..net.stream cimport ByteStream
 from ..sending cimport CLOSING, OPEN
 
 from ..codec import WSCloseCode as CloseCode
+from ..states import WSDisconnectCause
 
 cimport cython
 
@@ -99,43 +100,72 @@ cdef inline Py_ssize_t payload_size_of(PyObject *frame) noexcept:
 
 # --- When the turn is over -------------------------------------------------------------------------
 
+cdef object report(_ClientOutbox outbox, error):
+    """Tell the event loop what one client's messages ran into: the others get theirs all the same.
+
+    Returns the error if it is one that the caller has to raise when it is done: KeyboardInterrupt, SystemExit.
+    """
+    if not isinstance(error, (Exception, asyncio.CancelledError)):
+        return error
+    try:
+        outbox.transport.loop.call_exception_handler({
+            "message": "picows_fast: an error while messages were given to a subscriber",
+            "exception": error,
+            "transport": outbox.transport,
+        })
+    except (Exception, asyncio.CancelledError):
+        pass                    # the handler's own, or of the log that it writes to
+    except BaseException as fatal:
+        return fatal
+    return None
+
+
 @cython.final
 @cython.auto_pickle(False)
 cdef class _Turn:
 
     def __cinit__(self):
         self.outboxes = []
+        self.deferred = []
 
     cdef int add(self, _ClientOutbox outbox) except -1:
-        outbox.in_turn = True
-        self.outboxes.append(outbox)
-        if len(self.outboxes) == 1:
+        """Write this outbox when the turn is over."""
+        cdef list spare
+        if not self.scheduled:
+            spare = []
             outbox.transport.loop.call_soon(self._write)
+            self.spare = spare
+            self.scheduled = True
+        self.outboxes.append(outbox)
+        outbox.in_turn = True
         return 0
 
     def _write(self):
         cdef list outboxes = self.outboxes
         cdef _ClientOutbox outbox
         cdef Py_ssize_t done = 0
-        self.outboxes = []      # what callbacks publish now is the next turn's
-        try:
-            for done in range(len(outboxes)):
-                if done + 2 * AHEAD < len(outboxes):
-                    pf_prefetch(<PyObject*> outboxes[done + 2 * AHEAD], OBJECT_SIZE)
-                if done + AHEAD < len(outboxes):
-                    prefetch_writing(<_ClientOutbox> outboxes[done + AHEAD])
-                outbox = <_ClientOutbox> outboxes[done]
-                outbox.in_turn = False
-                if outbox.live and not outbox.behind_since:
-                    outbox.write()
-            done += 1
-        finally:
-            if done < len(outboxes):
-                # A callback raised what only the event loop may handle. The others are not to suffer from it.
-                for outbox in outboxes[done + 1:]:
+        cdef Py_ssize_t count = len(outboxes)
+        fatal = None
+        if not self.scheduled:
+            return
+        self.outboxes = self.spare      # what callbacks publish now is the next turn's
+        self.scheduled = False
+        while done < count:
+            try:
+                while done < count:
+                    if done + 2 * AHEAD < count:
+                        pf_prefetch(<PyObject*> outboxes[done + 2 * AHEAD], OBJECT_SIZE)
+                    if done + AHEAD < count:
+                        prefetch_writing(<_ClientOutbox> outboxes[done + AHEAD])
+                    outbox = <_ClientOutbox> outboxes[done]
+                    done += 1
                     outbox.in_turn = False
-                    if not outbox.is_ended:
-                        self.add(outbox)
+                    if outbox.live and not outbox.behind_since:
+                        outbox.write()
+            except BaseException as error:
+                fatal = report(outbox, error) or fatal
+        if fatal is not None:
+            raise fatal
 
 
 cdef inline void prefetch_writing(_ClientOutbox outbox) noexcept:
@@ -152,7 +182,6 @@ cdef class _ClientOutbox(_Outbox):
 
     def __cinit__(self):
         self.subscriptions = {}
-        self.departed = []
 
     def __dealloc__(self):
         cdef Py_ssize_t number
@@ -163,38 +192,33 @@ cdef class _ClientOutbox(_Outbox):
 
     cdef int put(self, Subscription subscription, _Message message) except -1:
         """A message was published: keep it until the turn is over, or do what the policy says."""
-        subscription.published += 1
-        subscription.channel.published += 1
         if (subscription.waiting >= subscription.max_messages
                 or subscription.waiting_bytes + PyBytes_GET_SIZE(message.frame) > subscription.max_bytes):
             if not self.make_room(subscription, message):
                 return 0
+        if self.end - self.first == self.capacity:
+            if not self.reserve(1):
+                return self.refuse(subscription, message)
+            if not subscription.is_active:
+                return count_discarded(subscription)
         self.append(subscription, message)
         if subscription.policy == SlowConsumer.DROP_OLDEST and self.behind_since:
-            # After the new one has come, which is never dropped itself: make_room() has seen to that.
-            while (subscription.waiting > subscription.max_messages
-                    or subscription.waiting_bytes > subscription.max_bytes):
-                while self.entries[subscription.oldest & (self.capacity - 1)].message == NULL:
-                    subscription.oldest = self.entries[subscription.oldest & (self.capacity - 1)].next
-                self.remove(subscription.oldest)
-                subscription.dropped += 1
-                subscription.channel.dropped += 1
-            self.pop_removed()
+            self.drop_oldest(subscription)
         return 0
 
     cdef bint make_room(self, Subscription subscription, _Message message) except -1:
-        """The limits would be exceeded. Returns whether the message is to be kept."""
-        cdef Channel channel = subscription.channel
-        cdef WSTransport transport = self.transport
+        """The limits would be exceeded. Returns whether the message is to be kept; if not, it has been counted."""
         cdef Py_ssize_t messages, size
         cdef _Message older
-        cdef PyObject *waiting
         if not self.behind_since:
             # What this turn brought need not wait for its end. A client that takes it is not slow.
-            self.write()
+            try:
+                self.write()
+            except BaseException:
+                count_discarded(subscription)   # the connection has ended
+                raise
             if not subscription.is_active:
-                subscription.discarded += 1
-                channel.discarded += 1
+                count_discarded(subscription)
                 return False
             if not self.behind_since:
                 return True
@@ -202,39 +226,62 @@ cdef class _ClientOutbox(_Outbox):
         size = subscription.waiting_bytes + PyBytes_GET_SIZE(message.frame)
         if subscription.by_key is not None and message.key is not None:
             number = subscription.by_key.get(message.key)
-            if number is not None:
-                waiting = self.entries[(<Py_ssize_t> number) & (self.capacity - 1)].message
-                older = <_Message> waiting
+            if number is not None and <Py_ssize_t> number >= self.given:
+                older = <_Message> self.entries[(<Py_ssize_t> number) & (self.capacity - 1)].message
                 messages -= 1
                 size -= PyBytes_GET_SIZE(older.frame)
         if messages <= subscription.max_messages and size <= subscription.max_bytes:
             return True
-        if subscription.policy == SlowConsumer.DROP_OLDEST:
-            if PyBytes_GET_SIZE(message.frame) <= subscription.max_bytes:
-                return True
-        elif subscription.policy != SlowConsumer.DROP_NEWEST:
-            subscription.discarded += 1
-            channel.discarded += 1
-            if not transport._can_send():
-                transport._end_outbox()     # it is going to end anyway
-                return False
-            channel.closed_slow += 1
-            transport.send_close(channel.close_code, channel.close_reason)
-            transport.logger.warning(
-                "%r: closed, as %d messages of channel %r waited for it", transport, messages - 1, channel.name
-            )
-            return False
-        subscription.dropped += 1
-        channel.dropped += 1
+        if (subscription.policy == SlowConsumer.DROP_OLDEST
+                and PyBytes_GET_SIZE(message.frame) <= subscription.max_bytes):
+            return True
+        self.refuse(subscription, message)
         return False
 
+    cdef int refuse(self, Subscription subscription, _Message message) except -1:
+        """There is no room for the message, by the limits or in memory."""
+        cdef Channel channel = subscription.channel
+        cdef WSTransport transport = self.transport
+        cdef Py_ssize_t waited = subscription.waiting
+        if subscription.policy == SlowConsumer.DROP_NEWEST or subscription.policy == SlowConsumer.DROP_OLDEST:
+            subscription.published += 1
+            channel.published += 1
+            subscription.dropped += 1
+            channel.dropped += 1
+            return 0
+        count_discarded(subscription)
+        if not transport._can_send():
+            return transport._end_outbox()      # it is going to end anyway
+        channel.closed_slow += 1
+        try:
+            transport.send_close(channel.close_code, channel.close_reason)
+        except BaseException as error:
+            self.fail(error)    # nothing may come behind the gap
+            raise
+        transport.logger.warning(
+            "%r: closed, as %d messages of channel %r waited for it", transport, waited, channel.name
+        )
+        return 0
+
+    cdef int drop_oldest(self, Subscription subscription) except -1:
+        """Keep the limits by what came first. The newest is never dropped: make_room() has seen to that."""
+        cdef Py_ssize_t number = subscription.oldest
+        while (number != subscription.newest
+                and (subscription.waiting > subscription.max_messages
+                     or subscription.waiting_bytes > subscription.max_bytes)):
+            if number >= self.given and self.entries[number & (self.capacity - 1)].message != NULL:
+                self.remove(number)
+                subscription.dropped += 1
+                subscription.channel.dropped += 1
+            number = self.entries[number & (self.capacity - 1)].next
+            if self.given == 0:
+                subscription.oldest = number
+        return self.pop_removed()
+
     cdef int append(self, Subscription subscription, _Message message) except -1:
-        cdef Entry *entry
-        cdef Py_ssize_t number
-        if self.end - self.first == self.capacity:
-            self.enlarge()
-        number = self.end
-        entry = &self.entries[number & (self.capacity - 1)]
+        """Room for it is there. Python code runs only when all of it is done."""
+        cdef Py_ssize_t number = self.end
+        cdef Entry *entry = &self.entries[number & (self.capacity - 1)]
         Py_INCREF(message)
         entry.message = <PyObject*> message
         entry.subscription = <PyObject*> subscription
@@ -246,41 +293,71 @@ cdef class _ClientOutbox(_Outbox):
             subscription.oldest = number
         subscription.newest = number
         subscription.queued += 1
+        subscription.published += 1
+        subscription.channel.published += 1
         subscription.waiting += 1
         subscription.waiting_bytes += PyBytes_GET_SIZE(message.frame)
         if self.behind_since:
-            mark_slow(subscription)
-            if subscription.policy == SlowConsumer.CONFLATE and message.key is not None:
-                self.conflate(subscription, message, number)
-                self.pop_removed()
-        elif not self.in_turn:
+            return self.append_behind(subscription, message, number)
+        if not self.in_turn:
             self.turn.add(self)
+        return 0
+
+    cdef int append_behind(self, Subscription subscription, _Message message, Py_ssize_t number) except -1:
+        cdef bint begins = mark_slow(subscription)
+        if subscription.policy == SlowConsumer.CONFLATE and message.key is not None:
+            self.pins += 1
+            try:
+                self.conflate(subscription, message, number)
+            finally:
+                self.unpin()
+        if begins:
+            tell_slow(subscription)
         return 0
 
     # --- Writing
 
     cdef int may_write(self) except -1:
+        self.interrupted = True
         if self.behind_since:
             self.write()
         return 0
 
     cdef int write_before(self) except -1:
+        self.interrupted = True
         if self.live and not self.behind_since:
             self.write()
         return 0
 
     cdef int write(self) except -1:
-        """Give the stream what it takes."""
+        """Give the stream what it takes. If it raises, the connection has ended."""
+        cdef _ClientOutbox alive = self     # the transport forgets it when the connection ends, and others may
         if self.writing:
             return 0
         self.writing = True
         try:
             while self.live and self.write_some():
                 pass
+        except BaseException as error:
+            alive.fail(error)
+            raise
         finally:
             self.writing = False
         if self.live == 0:
             self.behind_since = 0
+        return 0
+
+    cdef int fail(self, error) except -1:
+        """Something raised in the midst of writing: what the stream has is not known, and nothing can follow it."""
+        cdef WSTransport transport = self.transport
+        if self.is_ended:
+            return 0
+        transport._set_cause(WSDisconnectCause.INTERNAL_ERROR, error)
+        transport.receiving = False
+        try:
+            transport.stream.drop()
+        finally:
+            transport._end_outbox()
         return 0
 
     cdef bint write_some(self) except -1:
@@ -293,30 +370,36 @@ cdef class _ClientOutbox(_Outbox):
         if transport.in_message or stream.corks:
             self.fall_behind()
             return False
-        if stream.flush_scheduled and stream.backlog_size():
-            stream.flush()      # the application's own, of this turn
-            if self.is_ended:
-                return False
         if stream.backlog_size():
+            if stream.flush_scheduled:
+                stream.flush()      # the application's own, of this turn; calls it, and it may do anything
+                if self.is_ended:
+                    return False
+                if stream.backlog_size() == 0:
+                    return True
             stream.want_drain()
             self.fall_behind()
             return False
-        self.in_flight = True
+        self.pins += 1
+        self.interrupted = False
         try:
             self.give(transport, stream)
         finally:
-            self.in_flight = False
-            self.pop_removed()
+            self.given = 0
+            self.unpin()
         if stream.write_failed:
             transport._end_outbox()
         if self.is_ended:
             return False
         if stream.backlog_size() == 0:
             return True
-        if self.live:
-            stream.want_drain()
-            self.fall_behind()
-        transport._check_backlog()      # may call the application
+        transport._check_backlog()      # may call the application, which may publish
+        if self.live == 0:
+            return False
+        if stream.backlog_size() == 0:
+            return True
+        stream.want_drain()
+        self.fall_behind()
         return False
 
     cdef int give(self, WSTransport transport, ByteStream stream) except -1:
@@ -349,14 +432,18 @@ cdef class _ClientOutbox(_Outbox):
                     memcpy(transport.scratch + size, PyBytes_AS_STRING(<bytes> borrowed), <size_t> frame_size)
                 size += frame_size
             upto += 1
+        # From here on any code may run. What it publishes goes behind these, and what it removes is not one of them.
+        self.given = upto
         if alone is not None:
             stream.writev(<const uint8_t*> PyBytes_AS_STRING(alone.frame), size, NULL, 0)
         else:
             stream.writev(transport.scratch, size, NULL, 0)
         if stream.coalescing:
+            self.count_sent(transport, upto)    # nothing can be taken back
             if not stream.closing:
                 stream.flush()      # may call the application
-        elif stream.backlog_size():
+            return 0
+        if stream.backlog_size() and not self.interrupted and not self.is_ended:
             # Whole frames of which nothing has left may still be conflated, and must not be in a PONG's way.
             left = stream.backlog_size()
             number = upto
@@ -370,9 +457,29 @@ cdef class _ClientOutbox(_Outbox):
                 number -= 1
             if taken_back and stream.take_back(taken_back):
                 upto = number
-        if self.is_ended or stream.write_failed:
+        if stream.write_failed:
             return 0
-        return self.count_sent(transport, upto)
+        self.count_sent(transport, upto)
+        return self.given_back(upto)
+
+    cdef int given_back(self, Py_ssize_t number) except -1:
+        """Entries from this one on were given in vain: what has become of their messages meanwhile?"""
+        cdef Py_ssize_t upto = self.given
+        cdef Subscription subscription
+        cdef _Message message
+        self.given = 0
+        for number in range(number, upto):
+            if self.entries[number & (self.capacity - 1)].message == NULL:
+                continue
+            subscription = <Subscription> self.entries[number & (self.capacity - 1)].subscription
+            message = <_Message> self.entries[number & (self.capacity - 1)].message
+            if not subscription.is_active:
+                self.remove(number)
+                subscription.discarded += 1
+                subscription.channel.discarded += 1
+            elif subscription.by_key is not None and message.key is not None:
+                self.conflate(subscription, message, number)
+        return 0
 
     cdef int count_sent(self, WSTransport transport, Py_ssize_t upto) except -1:
         """The messages before this entry were given to the stream. pop_removed() is to follow."""
@@ -414,31 +521,47 @@ cdef class _ClientOutbox(_Outbox):
     cdef int fall_behind(self) except -1:
         """The client does not take what there is: from now on, policies apply."""
         cdef Py_ssize_t number
+        cdef Py_ssize_t upto = self.end
         cdef Subscription subscription
         cdef _Message message
-        cdef Entry *entry
+        cdef list begins
         if self.behind_since:
             return 0
+        begins = []
         self.behind_since = pf_monotonic()
-        for number in range(self.first, self.end):
-            entry = &self.entries[number & (self.capacity - 1)]
-            if entry.message == NULL:
-                continue
-            subscription = <Subscription> entry.subscription
-            mark_slow(subscription)
-            if subscription.policy == SlowConsumer.CONFLATE:
-                message = <_Message> entry.message
-                if message.key is not None:
+        self.pins += 1
+        try:
+            for number in range(self.first, upto):
+                if self.entries[number & (self.capacity - 1)].message == NULL:
+                    continue
+                subscription = <Subscription> self.entries[number & (self.capacity - 1)].subscription
+                message = <_Message> self.entries[number & (self.capacity - 1)].message
+                if mark_slow(subscription):
+                    begins.append(subscription)
+                if subscription.policy == SlowConsumer.CONFLATE and message.key is not None:
                     self.conflate(subscription, message, number)
-        return self.pop_removed()
+        finally:
+            self.unpin()
+        for subscription in begins:
+            tell_slow(subscription)
+        return 0
 
     cdef int conflate(self, Subscription subscription, _Message message, Py_ssize_t number) except -1:
-        """This entry is its key's newest: the older one need not be sent."""
+        """Keep the newest of this message's key, and what is with the stream. Entries must be pinned."""
+        cdef Py_ssize_t older, newest
         if subscription.by_key is None:
             subscription.by_key = {}
-        older = subscription.by_key.get(message.key)
-        subscription.by_key[message.key] = number
-        if older is not None:
+            if self.entries[number & (self.capacity - 1)].message == NULL:
+                return 0        # making it collected garbage, whose finalizer has left the channel
+        known = subscription.by_key.get(message.key)
+        if known is None or known == number:
+            subscription.by_key[message.key] = number
+            return 0
+        newest = max(<Py_ssize_t> known, number)
+        older = min(<Py_ssize_t> known, number)
+        if newest == number:
+            subscription.by_key[message.key] = number
+        if older >= self.given:
             self.remove(older)
             subscription.conflated += 1
             subscription.channel.conflated += 1
@@ -472,7 +595,8 @@ cdef class _ClientOutbox(_Outbox):
         cdef Subscription subscription
         cdef PyObject *last = NULL
         cdef Py_ssize_t number
-        if self.in_flight:
+        cdef list departed      # freed last: that may run weakref callbacks
+        if self.pins:
             return 0
         if self.live == 0:
             for number in range(self.first, self.end):
@@ -491,30 +615,43 @@ cdef class _ClientOutbox(_Outbox):
                 subscription.oldest = entry.next
             self.first += 1
         self.first = self.end = 0
-        if self.departed:
-            self.departed.clear()
         if self.capacity > RING_KEPT:
             PyMem_Free(self.entries)
             self.entries = NULL
             self.capacity = 0
+        departed = self.departed
+        self.departed = None
         return 0
 
-    cdef int enlarge(self) except -1:
-        """Make room for an entry in a ring that is full."""
-        cdef Py_ssize_t capacity = 2 * self.capacity if self.capacity else SMALLEST_RING
-        cdef Py_ssize_t number
-        cdef Entry *entries
-        if self.capacity and 2 * self.live <= self.capacity and not self.in_flight:
-            return self.compact()
-        entries = <Entry*> PyMem_Malloc(<size_t> capacity * sizeof(Entry))
-        if entries == NULL:
-            raise MemoryError()
-        for number in range(self.first, self.end):
-            entries[number & (capacity - 1)] = self.entries[number & (self.capacity - 1)]
-        PyMem_Free(self.entries)
-        self.entries = entries
-        self.capacity = capacity
+    cdef int unpin(self) except -1:
+        """Entries may move again."""
+        self.pins -= 1
+        if self.pins == 0:
+            if self.is_ended:
+                return self.discard_all()
+            return self.pop_removed()
         return 0
+
+    cdef bint reserve(self, Py_ssize_t count) except -1:
+        """Make room for so many entries. Returns False, and has changed nothing, if there is no memory for them."""
+        cdef Py_ssize_t capacity, number
+        cdef Entry *entries
+        while self.capacity - (self.end - self.first) < count:
+            if self.capacity and 2 * (self.live + count) <= self.capacity and not self.pins:
+                self.compact()
+                continue
+            capacity = 2 * self.capacity if self.capacity else SMALLEST_RING
+            while capacity < self.end - self.first + count:
+                capacity *= 2
+            entries = <Entry*> PyMem_Malloc(<size_t> capacity * sizeof(Entry))
+            if entries == NULL:
+                return False
+            for number in range(self.first, self.end):
+                entries[number & (capacity - 1)] = self.entries[number & (self.capacity - 1)]
+            PyMem_Free(self.entries)
+            self.entries = entries
+            self.capacity = capacity
+        return True
 
     cdef int compact(self) except -1:
         """Close the gaps that conflation and leaving have made."""
@@ -542,34 +679,56 @@ cdef class _ClientOutbox(_Outbox):
                     subscription.by_key[message.key] = kept
             kept += 1
         self.end = kept
-        self.departed = [gone for gone in self.departed if (<Subscription> gone).queued]
+        departed = self.departed
+        if departed:
+            try:
+                self.departed = [gone for gone in departed if (<Subscription> gone).queued]
+            except MemoryError:
+                pass            # they stay for longer
         return 0
 
     # --- The end
 
     cdef int discard(self, Subscription subscription) except -1:
-        """What waits for this subscription is not sent."""
+        """What waits for this subscription is not sent. What is with the stream already is."""
         cdef Py_ssize_t number = subscription.oldest
-        cdef Py_ssize_t next_number
-        subscription.discarded += subscription.waiting
-        subscription.channel.discarded += subscription.waiting
         while subscription.waiting:
-            next_number = self.entries[number & (self.capacity - 1)].next
-            if self.entries[number & (self.capacity - 1)].message != NULL:
+            if number >= self.given and self.entries[number & (self.capacity - 1)].message != NULL:
                 self.remove(number)
-            number = next_number
-        subscription.oldest = number
+                subscription.discarded += 1
+                subscription.channel.discarded += 1
+            if number == subscription.newest:
+                break
+            number = self.entries[number & (self.capacity - 1)].next
+        return self.pop_removed()
+
+    cdef int discard_all(self) except -1:
+        """The connection has ended: nothing is sent any more. Once nothing is with the stream, forget all."""
+        cdef Subscription subscription
+        cdef Py_ssize_t number
+        for number in range(self.first, self.end):
+            if number >= self.given and self.entries[number & (self.capacity - 1)].message != NULL:
+                subscription = <Subscription> self.entries[number & (self.capacity - 1)].subscription
+                self.remove(number)
+                subscription.discarded += 1
+                subscription.channel.discarded += 1
+        self.behind_since = 0
+        if self.pins == 0:
+            self.pop_removed()
+            self.subscriptions.clear()
         return 0
 
     cdef int leave(self, Subscription subscription) except -1:
         """The subscription ends, the connection does not."""
+        if subscription.queued:
+            if self.departed is None:
+                self.departed = []
+            self.departed.append(subscription)
         subscription.is_active = False
         subscription.channel._remove(subscription)
         del self.subscriptions[subscription.channel]
         if subscription.queued:
-            self.departed.append(subscription)
             self.discard(subscription)
-            self.pop_removed()
         if self.live == 0:
             self.behind_since = 0
         return 0
@@ -580,11 +739,16 @@ cdef class _ClientOutbox(_Outbox):
         for subscription in self.subscriptions.values():
             subscription.is_active = False
             subscription.channel._remove(subscription)
-            self.discard(subscription)
-        self.pop_removed()
-        self.subscriptions = {}
-        self.behind_since = 0
-        return 0
+        return self.discard_all()
+
+
+cdef int count_discarded(Subscription subscription) except -1:
+    """A message came for a subscription that has ended, or ends with it."""
+    subscription.published += 1
+    subscription.channel.published += 1
+    subscription.discarded += 1
+    subscription.channel.discarded += 1
+    return 0
 
 
 cdef int take_sent(Subscription subscription, Py_ssize_t count, Py_ssize_t size) except -1:
@@ -599,14 +763,19 @@ cdef int take_sent(Subscription subscription, Py_ssize_t count, Py_ssize_t size)
     return 0
 
 
-cdef int mark_slow(Subscription subscription) except -1:
+cdef bint mark_slow(Subscription subscription) noexcept:
+    """Returns whether it was not slow before, and on_slow is to be called."""
     cdef Channel channel = subscription.channel
-    if not subscription.behind_since:
-        subscription.behind_since = pf_monotonic()
-        subscription.times_slow += 1
-        channel.slow += 1
-        if channel.on_slow is not None:
-            channel.loop.call_soon(channel.on_slow, subscription)
+    if subscription.behind_since:
+        return False
+    subscription.behind_since = pf_monotonic()
+    subscription.times_slow += 1
+    channel.slow += 1
+    return channel.on_slow is not None
+
+
+cdef int tell_slow(Subscription subscription) except -1:
+    subscription.outbox.transport.loop.call_soon(subscription.channel.on_slow, subscription)
     return 0
 
 
@@ -711,15 +880,16 @@ cdef class Channel:
     :param snapshot: called with the transport of a new subscriber; returns an iterable of (msg_type, message) or
         (msg_type, message, key), which are sent before every later message. The limits are not applied to them
     :param on_slow: called with the Subscription, in a later turn, when messages begin to wait for a client
-    :param loop: for ``publish_threadsafe`` before the first subscription; else found out
+    :param loop: the event loop of the subscribers to come, for ``publish_threadsafe`` before the first; else the loop
+        that runs now, or the first subscriber's. A channel without subscribers may go to another one
     :raises ValueError: a policy, limit or close code that there is not
     :raises TypeError: an argument of a wrong type
 
     Read-only attributes, besides what it was made with (``joins_turn`` is what join_turn was):
 
     - ``messages``: calls of :meth:`publish`
-    - ``published``, ``sent``, ``conflated``, ``dropped``, ``discarded``: sums over all subscriptions, those that have
-      ended included
+    - ``published``, ``sent``, ``conflated``, ``dropped``, ``discarded``, ``waiting``: sums over all subscriptions, those
+      that have ended included
     - ``slow``: subscriptions that have messages waiting for a client that is behind
     - ``closed_slow``: connections that the CLOSE policy has ended, or CONFLATE's limits
     """
@@ -742,20 +912,32 @@ cdef class Channel:
         self.joins_turn = join_turn
         self.snapshot = checked_callable("snapshot", snapshot)
         self.on_slow = checked_callable("on_slow", on_slow)
+        thread_id = 0
         if loop is None:
             try:
                 loop = asyncio.get_running_loop()
+                thread_id = PyThread_get_thread_ident()
             except RuntimeError:
                 pass    # the first subscriber tells
         self.loop = loop
+        self.thread_id = thread_id
         self.subscribers = []
 
+    @property
+    def waiting(self):
+        """int: messages that wait for clients, over all subscriptions."""
+        return self.published - self.sent - self.conflated - self.dropped - self.discarded
+
     cdef int _check_thread(self, str method) except -1:
-        if self.thread_id and PyThread_get_thread_ident() != self.thread_id:
+        if self.thread_id and PyThread_get_thread_ident() != self.thread_id and not self._is_without_loop():
             raise RuntimeError(
                 f"{method}() must be called from the event loop's thread; publish_threadsafe() may be called elsewhere"
             )
         return 0
+
+    cdef bint _is_without_loop(self) except -1:
+        """No event loop serves a subscriber, and the last one that did will not come back."""
+        return len(self.subscribers) == self.holes and (self.loop is None or self.loop.is_closed())
 
     # --- Subscribers
 
@@ -770,6 +952,7 @@ cdef class Channel:
         :raises ValueError: the transport has subscribed already, belongs to another event loop than the channel's
             subscribers, or is a client's: its frames are masked one by one (RFC 6455 5.3)
         :raises RuntimeError: called from another thread, or before the opening handshake is done
+        :raises MemoryError: there is no room for the snapshot; nothing of it is sent
         :raises BaseException: what ``snapshot`` raised
         """
         cdef Subscription subscription = Subscription.__new__(Subscription, _maker)
@@ -778,8 +961,7 @@ cdef class Channel:
         transport._check_thread("subscribe")
         if transport.is_client_side:
             raise ValueError("a client's transport cannot subscribe: its frames are masked one by one; use send()")
-        if self.loop is not None and transport.loop is not self.loop:
-            raise ValueError("the transport belongs to another event loop than the channel")
+        self._check_subscriber(transport)
         subscription.channel = self
         subscription.policy = self.policy if policy is None else checked_policy(policy)
         subscription.max_messages = (
@@ -788,40 +970,58 @@ cdef class Channel:
         subscription.max_bytes = self.max_bytes if max_bytes is None else checked_limit("max_bytes", max_bytes)
         if transport.state_code < OPEN:
             raise RuntimeError("the opening handshake is not done")
-        if self.subscription(transport) is not None:
-            raise ValueError("the transport has subscribed to this channel already")
         if self.snapshot is not None and transport._can_send() and transport.state_code <= CLOSING:
             for item in self.snapshot(transport):
                 messages.append(encode(item[0], item[1], item[2] if len(item) > 2 else None))
-        # The snapshot is the application's code, and may have done anything.
-        if self.subscription(transport) is not None:
-            raise ValueError("the transport has subscribed to this channel already")
+        outbox = self._outbox_of(transport, len(messages))
+        # The snapshot is the application's code, and making objects can run finalizers: both may have done anything.
+        self._check_subscriber(transport)
+        subscription.outbox = outbox
+        if outbox.is_ended or not transport._can_send() or transport.state_code > CLOSING:
+            return subscription
+        # No Python code runs from here to the last message.
+        outbox.subscriptions[self] = subscription
+        try:
+            self.subscribers.append(subscription)
+        except MemoryError:
+            del outbox.subscriptions[self]
+            raise
+        transport.outbox = outbox
         self.loop = transport.loop
         self.thread_id = transport.thread_id
-        if transport.outbox is None:
-            outbox = _ClientOutbox.__new__(_ClientOutbox)
-            outbox.transport = transport
-            outbox.turn = _turns.get(self.loop)
-            if outbox.turn is None:
-                outbox.turn = _turns[self.loop] = _Turn()
-            if transport._can_send() and transport.state_code <= CLOSING:
-                transport.outbox = outbox
-        else:
-            outbox = <_ClientOutbox?> transport.outbox
-        subscription.outbox = outbox
-        if transport.outbox is None:
-            return subscription
+        self.turn = outbox.turn
+        subscription.index = len(self.subscribers) - 1
         subscription.is_active = True
-        subscription.index = len(self.subscribers)
-        self.subscribers.append(subscription)
-        outbox.subscriptions[self] = subscription
         for message in messages:
-            subscription.published += 1
-            self.published += 1
             outbox.append(subscription, <_Message> message)
         if not self.joins_turn and messages:
             outbox.write()
         return subscription
+
+    cdef int _check_subscriber(self, WSTransport transport) except -1:
+        if len(self.subscribers) > self.holes and transport.loop is not self.loop:
+            raise ValueError("the transport belongs to another event loop than the channel's subscribers")
+        if self.subscription(transport) is not None:
+            raise ValueError("the transport has subscribed to this channel already")
+        return 0
+
+    cdef _ClientOutbox _outbox_of(self, WSTransport transport, Py_ssize_t messages):
+        """The transport's outbox, or a new one, with room for a snapshot of so many messages."""
+        cdef _ClientOutbox outbox
+        turn = _turns.get(transport.loop)
+        if turn is None:
+            turn = _turns.setdefault(transport.loop, _Turn())
+        if transport.outbox is None:
+            outbox = _ClientOutbox.__new__(_ClientOutbox)
+            outbox.transport = transport
+            outbox.turn = turn
+        if transport.outbox is not None:
+            outbox = <_ClientOutbox?> transport.outbox
+        if messages and not (outbox.in_turn or outbox.behind_since):
+            outbox.turn.add(outbox)
+        if not outbox.reserve(messages):
+            raise MemoryError()
+        return outbox
 
     cpdef Subscription subscription(self, WSTransport transport):
         """Return this transport's :class:`Subscription`, None if it is not on the channel."""
@@ -861,24 +1061,42 @@ cdef class Channel:
         return f"<Channel {self.name!r}, {len(self)} subscribers>"
 
     cdef int _remove(self, Subscription subscription) except -1:
+        cdef Py_ssize_t end = len(self.subscribers) - 1
         cdef Subscription last
-        if self.publishing:
+        if self.publishing or self.holes:
             # publish() is on its way through the list.
             self.subscribers[subscription.index] = None
             self.holes += 1
             return 0
-        last = <Subscription> self.subscribers.pop()
-        if last is not subscription:
-            last.index = subscription.index
-            self.subscribers[last.index] = last
-        return 0
+        last = <Subscription> self.subscribers[end]
+        self.subscribers[subscription.index] = last
+        last.index = subscription.index
+        self.subscribers[end] = None
+        self.holes = 1
+        return self._close_holes_from(end)
 
     cdef int _close_holes(self) except -1:
         cdef Py_ssize_t index
-        self.subscribers = [one for one in self.subscribers if one is not None]
-        self.holes = 0
+        cdef Py_ssize_t kept = 0
         for index in range(len(self.subscribers)):
-            (<Subscription> self.subscribers[index]).index = index
+            if self.subscribers[index] is not None:
+                self.subscribers[kept] = self.subscribers[index]
+                (<Subscription> self.subscribers[kept]).index = kept
+                kept += 1
+        return self._close_holes_from(kept)
+
+    cdef int _close_holes_from(self, Py_ssize_t kept) except -1:
+        """Nothing from here on is a subscription."""
+        cdef Py_ssize_t index
+        for index in range(kept, len(self.subscribers)):
+            self.subscribers[index] = None      # it is not the only reference
+        self.holes = len(self.subscribers) - kept
+        try:
+            while self.holes:
+                self.subscribers.pop()
+                self.holes -= 1
+        except MemoryError:
+            pass            # to shrink a list may take memory: next time
         return 0
 
     # --- Publishing
@@ -901,39 +1119,75 @@ cdef class Channel:
 
         The messages of one thread are published in order.
 
-        :raises RuntimeError: the loop is closed, or not known: without ``loop``, it is from the first subscription on
+        Before the first subscriber has told the event loop, as between two loops, it goes to nobody, as
+        :meth:`publish` without subscribers. With ``Channel(loop=...)`` a client that subscribes before the loop comes to
+        it gets it.
+
+        :raises RuntimeError: the loop of the subscribers is closed
         """
         cdef _Message encoded = encode(msg_type, message, key)
-        if self.loop is None:
-            raise RuntimeError("the channel does not know its event loop yet: give it to Channel(loop=...)")
+        if self._is_without_loop():
+            self.messages += 1
+            return
         self.loop.call_soon_threadsafe(self._publish_turn, encoded)
 
     def _publish_turn(self, _Message message):
         self._publish(message)
 
     cdef Py_ssize_t _publish(self, _Message message) except -1:
-        cdef list subscribers = self.subscribers
-        cdef Py_ssize_t count = len(subscribers)
-        cdef Py_ssize_t index
-        cdef Py_ssize_t given = 0
-        cdef Subscription subscription
+        cdef Py_ssize_t count = len(self.subscribers)
+        cdef Py_ssize_t given = count - self.holes
+        cdef _Turn turn = self.turn
+        if given == 0:
+            self.messages += 1
+            return 0
+        if turn.publishing:
+            # From a callback of another publish(), whose message is to come first everywhere.
+            turn.deferred.append((self, message, count))
+            self.messages += 1
+            self.publishing += 1
+            return given
         self.messages += 1
         self.publishing += 1
+        turn.publishing = True
         try:
-            for index in range(count):
-                if index + 2 * AHEAD < count:
-                    pf_prefetch(<PyObject*> subscribers[index + 2 * AHEAD], OBJECT_SIZE)
-                if index + AHEAD < count:
-                    prefetch_outbox(subscribers[index + AHEAD])
-                subscription = <Subscription> subscribers[index]
-                if subscription is None:
-                    continue
-                given += 1
-                subscription.outbox.put(subscription, message)
-                if not self.joins_turn and not subscription.outbox.behind_since:
-                    subscription.outbox.write()
+            fatal = self._give(message, count)
+            while turn.deferred:
+                later, message, count = turn.deferred.pop(0)
+                fatal = (<Channel> later)._give(message, count) or fatal
         finally:
-            self.publishing -= 1
-            if self.publishing == 0 and self.holes:
-                self._close_holes()
+            turn.publishing = False
+        if fatal is not None:
+            raise fatal
         return given
+
+    cdef object _give(self, _Message message, Py_ssize_t count):
+        """Give a message to the subscribers there were. Returns what is to be raised when everybody has it."""
+        cdef list subscribers = self.subscribers
+        cdef Py_ssize_t index = 0
+        cdef Subscription subscription
+        cdef _ClientOutbox outbox
+        fatal = None
+        while index < count:
+            try:
+                while index < count:
+                    if index + 2 * AHEAD < count:
+                        pf_prefetch(<PyObject*> subscribers[index + 2 * AHEAD], OBJECT_SIZE)
+                    if index + AHEAD < count:
+                        prefetch_outbox(subscribers[index + AHEAD])
+                    subscription = <Subscription> subscribers[index]
+                    index += 1
+                    if subscription is None:
+                        continue
+                    subscription.outbox.put(subscription, message)
+                    if not self.joins_turn and not subscription.outbox.behind_since:
+                        subscription.outbox.write()
+            except BaseException as error:
+                outbox = subscription.outbox
+                if outbox.live and not (outbox.in_turn or outbox.behind_since):
+                    outbox.fail(error)      # nothing would write what it holds
+                fatal = report(outbox, error) or fatal
+        self.publishing -= 1
+        if self.publishing == 0 and self.holes:
+            self._close_holes()
+        return fatal

@@ -64,6 +64,7 @@ Extension: TypeAlias = tuple[str, list[tuple[str, str | None]]]
 
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
 _WEBSOCKET_VERSION = "13"
+_HTTP_1_0 = b"HTTP/1.0"
 
 # What every 101 response has, besides the answer to the key.
 _UPGRADE = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
@@ -495,8 +496,8 @@ class ServerHandshake:
     def finish(self, response: WSUpgradeResponse) -> WSUpgradeResponse:
         """Completes a response that does not switch to WebSocket; the connection ends after it.
 
-        `response` is left as it is; the returned copy has Connection, Content-Length, and no body
-        if the request was HEAD.
+        `response` is left as it is; the returned copy has Connection, Content-Length, the HTTP
+        version of the request, and no body if the request was HEAD.
 
         Raises ValueError if its status is 1xx, TypeError or ValueError if a header or the body is
         not valid.
@@ -511,16 +512,20 @@ class ServerHandshake:
             headers.popall(name, None)
         # RFC 9110 7.8: Upgrade goes with a connection option of its own.
         headers["Connection"] = "close, Upgrade" if "Upgrade" in headers else "close"
+        version = self._version()
         if response.status in BODILESS_STATUSES:
-            return WSUpgradeResponse(status=response.status, headers=headers)
+            return WSUpgradeResponse(version, response.status, headers)
         if body:
             headers.setdefault("Content-Type", "text/plain")
         headers["Content-Length"] = str(len(body))
         if self.request is not None and self.request.method == b"HEAD":
             body = b""
-        return WSUpgradeResponse(
-            status=response.status, headers=headers, body=body if body else None
-        )
+        return WSUpgradeResponse(version, response.status, headers, body if body else None)
+
+    def _version(self) -> bytes:
+        """The HTTP version to answer in: a client of an older one may not know a later one."""
+        is_older = self._reader is not None and self._reader.version == _HTTP_1_0
+        return _HTTP_1_0 if is_older else b"HTTP/1.1"
 
     def reject(self, error: BaseException) -> WSUpgradeResponse:
         """The response that refuses the handshake because of `error`.
@@ -568,10 +573,18 @@ class ServerHandshake:
         return self._refuse(error(text, name, joined_values(headers, name)), status)
 
     def _check_request(self, request: WSUpgradeRequest) -> None:
-        """What is asked of any request: one Host (RFC 9112 3.2), and no body."""
+        """What is asked of any request: one Host (RFC 9112 3.2), and no body; of an upgrade,
+        HTTP/1.1."""
         headers = request.headers
         hosts = headers.getall("Host", ())
-        if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
+        is_older = request.version == _HTTP_1_0
+        if is_older and request.is_upgrade:
+            raise self._refuse(
+                WSInvalidMessageError("an upgrade needs HTTP/1.1 (RFC 6455 4.2.1)"),
+                HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+            )
+        # HTTP/1.0 has no Host; a health check may leave it out.
+        if not (is_older and not hosts) and (len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None):
             raise self._invalid(headers, "Host", "exactly one valid Host is required")
         if "Transfer-Encoding" in headers:
             raise self._invalid(

@@ -83,8 +83,8 @@ DEFAULT_LIMITS = HandshakeLimits()
 class WSUpgradeRequest:
     """The client's request of an opening handshake (RFC 6455 4.1).
 
-    `method`: b"GET", or b"HEAD" for plain HTTP. `path`: path and query. `version`: b"HTTP/1.1".
-    `headers`: case-insensitive; bytes that are not UTF-8 are surrogate-escaped (PEP 383).
+    `method`: b"GET", or b"HEAD" for plain HTTP. `path`: path and query. `version`: b"HTTP/1.1", or
+    b"HTTP/1.0" for plain HTTP. `headers`: case-insensitive; bytes that are not UTF-8 are surrogate-escaped (PEP 383).
     """
 
     method: bytes = b"GET"
@@ -449,7 +449,7 @@ def _collect_fields(
 
 
 class RequestHeadReader(HeadReader):
-    """Of a request: GET or HEAD in HTTP/1.1 (RFC 9112 3)."""
+    """Of a request: GET or HEAD in HTTP/1.1 or 1.0 (RFC 9112 3)."""
 
     method = target = version = b""
 
@@ -462,8 +462,10 @@ class RequestHeadReader(HeadReader):
         if match is None:
             raise BadHeadError(HTTPStatus.BAD_REQUEST, "malformed request line")
         self.method, self.target, self.version = match.groups()
-        if self.version != b"HTTP/1.1":
-            raise BadHeadError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "not an HTTP/1.1 request")
+        if self.version not in (b"HTTP/1.1", b"HTTP/1.0"):
+            raise BadHeadError(
+                HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "neither HTTP/1.1 nor HTTP/1.0"
+            )
         if self.method not in (b"GET", b"HEAD"):
             raise BadHeadError(HTTPStatus.METHOD_NOT_ALLOWED, "method is neither GET nor HEAD")
 

@@ -489,6 +489,55 @@ def test_good_requests_are_accepted(data, trailing):
     assert handshake.subprotocol is None
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /health HTTP/1.0\r\n\r\n",
+        b"GET /health HTTP/1.0\r\nHost: balancer\r\nConnection: keep-alive\r\n\r\n",
+        b"HEAD /health HTTP/1.0\r\nUser-Agent: check\r\n\r\n",
+    ],
+)
+def test_a_request_in_http_1_0(data):
+    """As health checks send it: Host may be missing, and the answer is in HTTP/1.0, too."""
+    handshake, error = ask(data)
+    assert error is None
+    assert handshake.request.version == b"HTTP/1.0"
+    assert not handshake.request.is_upgrade
+    answer = handshake.finish(WSUpgradeResponse.create_ok_response(b"ok"))
+    body = b"" if data.startswith(b"HEAD") else b"ok"
+    assert answer.to_bytes() == (
+        b"HTTP/1.0 200 OK\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        b"Content-Length: 2\r\n\r\n" + body
+    )
+    bodiless = handshake.finish(WSUpgradeResponse(status=HTTPStatus.NO_CONTENT))
+    assert bodiless.to_bytes().startswith(b"HTTP/1.0 204 ")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nbad\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\n\r\n", 405),
+        (b"GET / HTTP/1.0\r\nContent-Length: 1\r\n\r\n", 413),
+        (request("GET /chat HTTP/1.0"), 505),
+    ],
+)
+def test_a_refusal_in_http_1_0(data, status):
+    _, refusal = refused(data)
+    assert refusal.status == status
+    assert refusal.to_bytes().startswith(b"HTTP/1.0 %d " % status)
+    assert refusal.headers["Connection"] == "close"
+
+
+def test_a_failure_of_the_server_in_http_1_0():
+    handshake, _ = ask(b"GET / HTTP/1.0\r\n\r\n")
+    assert handshake.reject(ValueError("a secret")).to_bytes().startswith(b"HTTP/1.0 500 ")
+    with pytest.raises(WSInvalidUpgradeError):
+        handshake.accept()
+
+
 @pytest.mark.parametrize("trailing", [b"", TRAILING])
 @pytest.mark.parametrize(
     ("data", "error_type", "status"),

@@ -123,7 +123,7 @@ GOOD_LINE = b"GET / HTTP/1.1\r\n"
         (b"GET / http/1.1\r\n", 400, "request line"),
         (b"GET / HTTP/1.1\r\r\n", 400, "request line"),
         (b"A" * 21, 400, "request line"),
-        (b"GET / HTTP/1.0\r\n", 505, "HTTP/1.1"),
+        (b"GET / HTTP/0.9\r\n", 505, "HTTP/1.1"),
         (b"GET / HTTP/1.2\r\n", 505, "HTTP/1.1"),
         (b"PRI * HTTP/2.0\r\n", 505, "HTTP/1.1"),
         (b"POST / HTTP/1.1\r\n", 405, "method"),

@@ -327,7 +327,7 @@ async def test_no_deadline(io_options):
     [
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
         (b"no HTTP\r\n\r\n", 400),
-        (b"GET / HTTP/1.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", None),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000 + b"\r\n\r\n", 431),
@@ -336,7 +336,7 @@ async def test_no_deadline(io_options):
         (UPGRADE_REQUEST.replace(b"Sec-WebSocket-Key: ", b"Sec-WebSocket-Key: !"), 400),
         (UPGRADE_REQUEST.replace(b"GET", b"PUT"), None),
     ],
-    ids=["TLS", "no HTTP", "1.0", "no Host", "POST", "header", "URL", "version", "key", "PUT"],
+    ids=["TLS", "no HTTP", "2.0", "no Host", "POST", "header", "URL", "version", "key", "PUT"],
 )
 async def test_bad_requests(request_bytes, status, io_options):
     async with serving(lambda request: Echo(), **io_options) as url:

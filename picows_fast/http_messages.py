@@ -84,7 +84,8 @@ class WSUpgradeRequest:
     """The client's request of an opening handshake (RFC 6455 4.1).
 
     `method`: b"GET", or b"HEAD" for plain HTTP. `path`: path and query. `version`: b"HTTP/1.1", or
-    b"HTTP/1.0" for plain HTTP. `headers`: case-insensitive; bytes that are not UTF-8 are surrogate-escaped (PEP 383).
+    b"HTTP/1.0" for plain HTTP. `headers`: case-insensitive; bytes that are not UTF-8 are
+    surrogate-escaped (PEP 383).
     """
 
     method: bytes = b"GET"

@@ -506,7 +506,7 @@ def test_a_request_in_http_1_0(data):
     answer = handshake.finish(WSUpgradeResponse.create_ok_response(b"ok"))
     body = b"" if data.startswith(b"HEAD") else b"ok"
     assert answer.to_bytes() == (
-        b"HTTP/1.0 200 OK\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n"
         b"Content-Length: 2\r\n\r\n" + body
     )
     bodiless = handshake.finish(WSUpgradeResponse(status=HTTPStatus.NO_CONTENT))

@@ -504,11 +504,10 @@ def test_a_request_in_http_1_0(data):
     assert handshake.request.version == b"HTTP/1.0"
     assert not handshake.request.is_upgrade
     answer = handshake.finish(WSUpgradeResponse.create_ok_response(b"ok"))
-    body = b"" if data.startswith(b"HEAD") else b"ok"
-    assert answer.to_bytes() == (
-        b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n"
-        b"Content-Length: 2\r\n\r\n" + body
-    )
+    assert answer.to_bytes().startswith(b"HTTP/1.0 200 OK\r\n")
+    assert answer.headers["Connection"] == "close"
+    assert answer.headers["Content-Length"] == "2"
+    assert answer.body == (None if data.startswith(b"HEAD") else b"ok")
     bodiless = handshake.finish(WSUpgradeResponse(status=HTTPStatus.NO_CONTENT))
     assert bodiless.to_bytes().startswith(b"HTTP/1.0 204 ")
 

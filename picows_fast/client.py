@@ -200,6 +200,7 @@ async def _connect_once(
             logger,
             is_client_side=True,
             is_secure=url.is_secure,
+            url=url,
         )
         return transport, cast("L", await transport._connect())
     except BaseException:

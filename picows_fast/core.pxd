@@ -30,6 +30,7 @@ cdef class WSListener:
 
     cpdef on_ws_connected(self, WSTransport transport)
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame)
+    cpdef on_ws_closing(self, WSTransport transport)
     cpdef on_ws_disconnected(self, WSTransport transport)
 
     cpdef send_user_specific_ping(self, WSTransport transport)
@@ -65,6 +66,7 @@ cdef class WSTransport(FrameSender):
         object loop
         object options              # ConnectionOptions
         WSListener ws_listener
+        object url                  # client: WSParsedURL of the server; None for a server
         object server               # where the server counts this connection; None for a client
 
         # opening handshake
@@ -91,6 +93,8 @@ cdef class WSTransport(FrameSender):
 
         # time
         bint closing_armed          # close_timeout runs
+        bint closing_told           # on_ws_closing() was called
+        bint close_undelivered      # it is being called for the peer's CLOSE, which on_ws_frame gets next
         object timer                # the one timer handle: handshake, auto-ping or closing deadline
         object auto_ping            # AutoPing or None
         object round_trips          # RoundTrips or None
@@ -147,6 +151,7 @@ cdef class WSTransport(FrameSender):
     cdef int _fail(self, cause, bytes close_payload, error) except -1
     cdef int _set_cause(self, cause, error) except -1
     cdef int _close_stream(self) except -1
+    cdef int _tell_closing(self) except -1
     cdef int _arm(self, double delay) except -1
     cdef int _disarm(self) except -1
     cdef int _arm_closing(self) except -1

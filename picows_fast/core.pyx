@@ -34,7 +34,8 @@ from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
 from .traffic cimport OPCODES, SharedTraffic, count_frame, traffic_stats
 from .wire cimport PF_FRAME_OK, pf_mask
 
-from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError
+from .describe import ending_text, error_text, opening_text, peer_text, server_text
+from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError, WSProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
 from .sending import PICOWS_DEBUG_LL
@@ -104,6 +105,14 @@ cdef class WSListener:
         """A frame has come: data, CLOSE, and the PINGs and PONGs that are not handled automatically.
 
         Fragments come one by one, as they are (RFC 6455 5.4).
+        """
+
+    cpdef on_ws_closing(self, WSTransport transport):
+        """The end has begun: the state is CLOSING, whoever began it, and ``disconnect_cause`` says why.
+
+        Comes once, before on_ws_disconnected. If the peer's CLOSE began it, that frame reaches on_ws_frame after
+        this, and frames can still be sent until it is answered; else nothing more can be sent. If the connection is
+        gone at once, as by ``disconnect(graceful=False)``, it comes right before on_ws_disconnected.
         """
 
     cpdef on_ws_disconnected(self, WSTransport transport):
@@ -223,8 +232,12 @@ cdef class WSTransport(FrameSender):
         )
 
     def __repr__(self):
-        side = "client" if self.is_client_side else "server"
-        return f"<WSTransport {side} {_STATES[self.state_code].name.lower()} at {id(self):#x}>"
+        """Says who is at the other end, and nothing that might be a secret."""
+        if self.url is not None:
+            place = f"client {server_text(self.url)}"
+        else:
+            place = f"server {peer_text(self.stream.get_extra_info('peername'))}"
+        return f"<WSTransport {place} {_STATES[self.state_code].name.lower()} at {id(self):#x}>"
 
     # --- Flow control and the end, as asked for
 
@@ -350,7 +363,11 @@ cdef class WSTransport(FrameSender):
             if self.server is not None:
                 self.server.connection_answered(self, response.status)
             self._set_cause(WSDisconnectCause.HANDSHAKE_FAILED, None)
-            return self._close_stream()
+            self._close_stream()
+            # Health checks are not news.
+            self.logger.log(logging.INFO if response.status >= 400 else logging.DEBUG,
+                            "%r: answered with %d", self, response.status)
+            return 0
         if not isinstance(listener, WSListener):
             raise TypeError(
                 "ws_listener_factory must return a WSListener, a WSUpgradeResponse or None, "
@@ -409,10 +426,11 @@ cdef class WSTransport(FrameSender):
             self._arm(self.auto_ping.deadline - self.last_received)
         if self.server is not None:
             self.server.connection_opened(self)
+        if self.logger.isEnabledFor(logging.INFO):
+            own = None if self.is_client_side else options.subprotocols
+            self.logger.info("%r: %s", self, opening_text(self.subprotocol, own))
         try:
             (<object> self.ws_listener).on_ws_connected(self)
-            if self.logger.isEnabledFor(logging.DEBUG):
-                self.logger.debug("%r: open, %s", self, request.path)
         except BaseException as error:
             self._callback_failed(error, "on_ws_connected")
         if self.connected_future is not None and not self.connected_future.done():
@@ -437,7 +455,7 @@ cdef class WSTransport(FrameSender):
             # Its text is for the operator, not for the peer.
             self.logger.error("%r: ws_listener_factory failed", self, exc_info=error)
         else:
-            self.logger.info("%r: refused: %s", self, error)
+            self.logger.info("%r: refused with %d: %s", self, refusal.status, error_text(error))
         return 0
 
     cdef int _handshake_failed(self, cause, error) except -1:
@@ -645,7 +663,10 @@ cdef class WSTransport(FrameSender):
             WSDisconnectCause.LOCAL_CLOSE if self.is_close_frame_sent else WSDisconnectCause.CLOSE_FRAME, None
         )
         self.state_code = CLOSING
-        return self._deliver(frame)
+        self.close_undelivered = True
+        self._tell_closing()
+        self.close_undelivered = False
+        return self._deliver(frame) if self.receiving else 0
 
     cdef int _close_sent(self, bytes payload) except -1:
         self._forget_pong()
@@ -659,12 +680,12 @@ cdef class WSTransport(FrameSender):
             # The peer's CLOSE may be behind data, all of which is dropped now.
             self.receiving = True
             self.stream.resume()
-        return 0
+        return self._tell_closing()
 
     cdef int _after_close_received(self) except -1:
         """The peer's CLOSE was given out: do what is left of the closing handshake."""
         cdef bytes answer
-        if self.stream.closing:
+        if self.stream.closing or self.close_undelivered:
             return 0
         if not self.is_close_frame_sent:
             if not self.options.enable_auto_close:
@@ -878,14 +899,19 @@ cdef class WSTransport(FrameSender):
             # Of raise_if_not_sent: the connection ends already, and what began that is the cause.
             self.logger.info("%r: %s: %s", self, method, error)
             return 0
+        refused = isinstance(error, WSProtocolError)
         fatal = not isinstance(error, Exception)
-        ends = self.options.disconnect_on_exception or fatal or method == "on_ws_connected"
-        told = ends and self.is_client_side and self.callback_error is None
-        if told:
+        ends = self.options.disconnect_on_exception or fatal or refused or method == "on_ws_connected"
+        if ends and self.is_client_side and self.callback_error is None:
             self.callback_error = error     # for wait_disconnected(), whatever else ends the connection
         if ends:
-            self._fail(WSDisconnectCause.CALLBACK_ERROR, close_payload_of(error), error)
-        if not told:
+            self._fail(
+                WSDisconnectCause.LOCAL_REFUSAL if refused else WSDisconnectCause.CALLBACK_ERROR,
+                close_payload_of(error), error,
+            )
+        if refused:
+            self.logger.info("%r: %s refuses: %s", self, method, error_text(error))
+        else:
             self.logger.error("%r: %s raised", self, method, exc_info=error)
         if fatal and not isinstance(error, asyncio.CancelledError):
             raise error     # KeyboardInterrupt and SystemExit are the event loop's business
@@ -894,7 +920,7 @@ cdef class WSTransport(FrameSender):
     cdef int _peer_failed(self, error) except -1:
         """The peer's frames break the protocol, whoever found it out."""
         self._fail(WSDisconnectCause.PROTOCOL_ERROR, close_payload_of(error), error)
-        self.logger.info("%r: %s", self, error)
+        self.logger.info("%r: the peer breaks the protocol: %s", self, error_text(error))
         return 0
 
     cdef int _fail(self, cause, bytes close_payload, error) except -1:
@@ -920,6 +946,17 @@ cdef class WSTransport(FrameSender):
             # Where the peer has ended its side already, nothing is left to wait for.
             if not self.stream.closed:
                 self._arm_closing()
+        return self._tell_closing()
+
+    cdef int _tell_closing(self) except -1:
+        """The end has begun: tell the listener, once."""
+        if self.closing_told or self.ws_listener is None:
+            return 0
+        self.closing_told = True
+        try:
+            (<object> self.ws_listener).on_ws_closing(self)
+        except BaseException as error:
+            self._callback_failed(error, "on_ws_closing")
         return 0
 
     cdef int stream_end(self, int end, object error) except -1:
@@ -941,7 +978,7 @@ cdef class WSTransport(FrameSender):
             else:
                 self._handshake_failed(cause, error)
             if not self.is_client_side:
-                self.logger.info("%r: opening handshake not finished: %s", self, error)
+                self.logger.info("%r: opening handshake not finished: %s", self, error_text(error))
             return 0
         self._set_cause(cause, error)
         return self._close_stream()
@@ -968,7 +1005,7 @@ cdef class WSTransport(FrameSender):
         self._set_cause(WSDisconnectCause.WRITE_BACKLOG, None)
         self.receiving = False
         self.stream.drop()
-        self.logger.warning(
+        self.logger.info(
             "%r: %d bytes waited for a peer that does not read; max_write_backlog is %d", self, size, self.max_backlog,
         )
         return 0
@@ -1001,11 +1038,13 @@ cdef class WSTransport(FrameSender):
         self._disarm()
         self._forget_pong()
         self.receiving = False
+        if self.disconnect_cause is None:
+            self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
+        self.state_code = CLOSING
+        self._tell_closing()
         self.state_code = CLOSED
         self.is_disconnected = True
         self.handshake = self.listener_factory = self.frame_method = self.listener_state = None
-        if self.disconnect_cause is None:
-            self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
         self._end_outbox()
         try:
             if listener is not None:
@@ -1018,8 +1057,13 @@ cdef class WSTransport(FrameSender):
                 self.server.detach(self)
                 self.server = None
             self._settle_futures()
-        if self.logger.isEnabledFor(logging.DEBUG):
-            self.logger.debug("%r: %s", self, self.disconnect_cause.name)
+        if self.parser is None:
+            self.logger.debug("%r: %s", self, self.disconnect_cause)
+        elif self.logger.isEnabledFor(logging.INFO):
+            self.logger.info("%r: %s", self, ending_text(
+                self.disconnect_cause, self.disconnect_exception, self.close_handshake,
+                pf_monotonic() - self.connected_at, self.stream.backlog_lost,
+            ))
         return 0
 
     def _settle_futures(self):
@@ -1040,16 +1084,13 @@ cdef class WSTransport(FrameSender):
             if self.disconnected_future is None:
                 self.disconnected_future = self.loop.create_future()
             self.disconnected_future.set_exception(error)
-            if self.callback_error is None:
-                # asyncio reports an error that nobody asks for. A callback's own is worth that; a
-                # stranger's is not.
-                self.disconnected_future.exception()
+            self.disconnected_future.exception()    # the log has it: asyncio need not report that nobody asks for it
         elif self.disconnected_future is not None:
             self.disconnected_future.set_result(None)
 
 
 def new_transport(loop, ByteStream stream not None, options, handshake, listener_factory, logger,
-                  bint is_client_side, bint is_secure, server=None):
+                  bint is_client_side, bint is_secure, server=None, url=None):
     """Return the transport of a connected stream, whose bytes are an opening handshake.
 
     Internal: for ``client`` and ``server``, which go on with ``_connect()`` and ``_serve()``.
@@ -1066,6 +1107,7 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     transport.is_client_side = is_client_side
     transport.is_secure = is_secure
     transport.server = server
+    transport.url = url
     transport.round_trip = transport.pong_waits_since = -1
     traffic = getattr(server, "traffic", None)
     if traffic is not None:

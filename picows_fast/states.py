@@ -96,3 +96,5 @@ class WSDisconnectCause(NamedIntEnum):
     """Reading failed on our side, for lack of memory, say; ``disconnect_exception`` is why."""
     LOCAL_CLOSE = 18
     """We sent CLOSE first, and the peer answered it; ``close_handshake`` has the codes."""
+    LOCAL_REFUSAL = 19
+    """A listener's method raised WSProtocolError to refuse (RFC 6455 7.1.7)."""

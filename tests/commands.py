@@ -30,6 +30,10 @@ CERTIFICATE = Path(picows_fast.cli.__file__).with_name("loopback.pem")
 # Seconds after which a command hangs. Nothing here takes a tenth of that.
 HANGS = 60
 
+# What the log says of an exception that a callback raised, with its traceback.
+CALLBACK_RAISED = re.compile(
+    r"^<WSTransport [^\n]* raised\nTraceback .*?^\w[\w.]*(?:Error|Exception)\b[^\n]*\n", re.M | re.S
+)
 SLOW_TURN = re.compile(r"Executing <.* took [\d.]+ seconds$")
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
@@ -59,12 +63,14 @@ class Command:
         self.process.send_signal(signal.SIGINT)
 
     async def finish(self, stdin: bytes | None = None) -> Result:
-        """Write `stdin`, close it, wait for the end. Whatever happened, no traceback was shown."""
+        """Write `stdin`, close it, wait for the end. Whatever happened, no traceback was
+        shown but that of a callback's exception, which the log has."""
         out, err = await asyncio.wait_for(self.process.communicate(stdin), HANGS)
         assert self.process.returncode is not None
         # What asyncio's debug mode says about slow turns is a matter of the machine's load.
         lines = [line for line in err.decode().splitlines(True) if not SLOW_TURN.match(line)]
-        result = Result(self.process.returncode, out.decode(), "".join(lines))
+        told = CALLBACK_RAISED.sub("", "".join(lines))
+        result = Result(self.process.returncode, out.decode(), told)
         assert "Traceback" not in result.err
         assert "Warning" not in result.err
         return result

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("leaves_nothing")
 CALLBACKS = (
     "on_ws_connected",
     "on_ws_frame",
+    "on_ws_closing",
     "on_ws_disconnected",
     "pause_writing",
     "resume_writing",
@@ -60,6 +61,10 @@ class Failing(Recorder):
         super().on_ws_frame(transport, frame)
         self.fail("on_ws_frame")
 
+    def on_ws_closing(self, transport):
+        super().on_ws_closing(transport)
+        self.fail("on_ws_closing")
+
     def on_ws_disconnected(self, transport):
         super().on_ws_disconnected(transport)
         self.fail("on_ws_disconnected")
@@ -85,6 +90,8 @@ async def provoke(pair, name):
     """Make the callback of that name happen; it is the peer who ends the connection, if need be."""
     if name == "on_ws_frame":
         await pair.peer.send(WSMsgType.TEXT, "!")
+    elif name == "on_ws_closing":
+        await pair.peer.send_close(1000)
     elif name == "on_ws_disconnected":
         pair.transport.disconnect(graceful=False)
     elif name in ("pause_writing", "resume_writing"):
@@ -120,27 +127,31 @@ async def test_callback_error(link, name, caplog):
         cause = WSDisconnectCause.CALLBACK_ERROR
         if name == "on_ws_disconnected":
             cause = WSDisconnectCause.LOCAL_ABORT
+        elif name == "on_ws_closing":
+            cause = WSDisconnectCause.CLOSE_FRAME
         if pair.transport.is_client_side:
             for _ in range(2):
                 with pytest.raises(LookupError) as caught:
                     await ended(pair.transport)
                 assert caught.value is error
-            assert not caplog.records
         else:
             await ended(pair.transport)
-            (record,) = caplog.records
-            assert record.levelno == logging.ERROR
-            assert record.exc_info[1] is error
+        (record,) = caplog.records
+        assert record.levelno == logging.ERROR
+        assert record.exc_info[1] is error
         if cause == WSDisconnectCause.CALLBACK_ERROR:
             assert pair.transport.disconnect_exception is error
         await check_end(pair, cause)
 
 
 @pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "on_ws_disconnected"])
-async def test_protocol_error_of_a_callback_chooses_code_and_reason(link, name):
-    listener = Failing(name, WSProtocolError(4444, "as the callback said: é" + "x" * 200))
+async def test_protocol_error_of_a_callback_chooses_code_and_reason(link, name, caplog):
+    """It is a refusal, no error: one line in the log, whatever disconnect_on_exception says."""
+    caplog.set_level(logging.INFO)
+    error = WSProtocolError(4444, "as the callback said: é" + "x" * 200)
+    listener = Failing(name, error)
     options = PINGING if "ping" in name or "pong" in name else {}
-    async with link(listener, small_buffers=True, **options) as pair:
+    async with link(listener, small_buffers=True, disconnect_on_exception=False, **options) as pair:
         await provoke(pair, name)
         code, reason = await pair.peer.read_close()
         assert code == 4444
@@ -148,9 +159,21 @@ async def test_protocol_error_of_a_callback_chooses_code_and_reason(link, name):
         assert len(reason.encode()) <= 123
         pair.peer.close()
         await listener.closed()
+        if name != "on_ws_closing":
+            assert pair.transport.disconnect_cause == WSDisconnectCause.LOCAL_REFUSAL
+            assert pair.transport.disconnect_exception is error
+        if pair.transport.is_client_side:
+            with pytest.raises(WSProtocolError) as caught:
+                await ended(pair.transport)
+            assert caught.value is error
+    told = [record for record in caplog.records if " refuses: as the" in record.getMessage()]
+    assert [record.exc_info for record in told] == [None]
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 
-@pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "on_ws_connected"])
+@pytest.mark.parametrize(
+    "name", [name for name in CALLBACKS if name not in ("on_ws_connected", "on_ws_closing")]
+)
 async def test_disconnect_on_exception_off(link, name, caplog):
     error = LookupError("logged")
     listener = Failing(name, error, times=1)

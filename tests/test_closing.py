@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -556,3 +557,89 @@ async def test_clients_that_vanish_leave_a_server_working():
         assert (await client.frame())[1] == b"alive"
         transport.disconnect(graceful=False)
         await client.closed()
+
+
+# --- on_ws_closing
+
+
+class Closing(Recorder):
+    """Notes what can be seen and done when the end begins."""
+
+    def __init__(self, in_closing=None):
+        super().__init__()
+        self.in_closing = in_closing
+        self.seen = []
+
+    def on_ws_closing(self, transport):
+        self._note("closing")
+        self.seen.append((transport.state, transport.disconnect_cause))
+        if self.in_closing is not None:
+            self.in_closing(transport)
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["send_close", "disconnect", "abort", "CLOSE", "FIN", "protocol error", "callback", "backlog"],
+)
+async def test_on_ws_closing_comes_once_when_the_end_begins(link, end):
+    sent = []
+    listener = Closing(lambda transport: sent.append(transport.send(WSMsgType.TEXT, "more")))
+    if end == "callback":
+        listener.pause_writing = lambda: 1 / 0
+    options = {"max_write_backlog": 100_000} if end == "backlog" else {}
+    async with link(listener, small_buffers=True, close_timeout=0.2, **options) as pair:
+        transport = pair.transport
+        cause = None
+        if end == "send_close":
+            transport.send_close(1000)
+            assert listener.events[-1] == "closing"  # at once, before the call has returned
+        elif end in ("disconnect", "abort"):
+            transport.disconnect(graceful=end == "disconnect")
+            assert (listener.events[-1] == "closing") == (end == "disconnect")
+        elif end == "CLOSE":
+            await pair.peer.send_close(1000)
+            await listener.frame()
+            transport.send_close(1000)
+            assert listener.events == ["connected", "closing", "frame"]
+        elif end == "FIN":
+            pair.peer.close()
+        elif end == "protocol error":
+            await pair.peer.send_bytes(b"\xff" * 10)
+        else:
+            transport.send(WSMsgType.BINARY, bytes(1_000_000))
+        await listener.until(lambda: "closing" in listener.events)
+        pair.peer.close()
+        await listener.closed()
+        assert listener.events.count("closing") == 1
+        assert listener.events[-2:].count("disconnected") == 1
+        assert listener.events.index("closing") < listener.events.index("disconnected")
+        ((state, cause),) = listener.seen
+        assert state == WSState.CLOSING
+        if end != "send_close":
+            assert cause == transport.disconnect_cause
+        # Behind the peer's CLOSE, and before ours, frames may still be sent.
+        assert sent == [end == "CLOSE"]
+
+
+async def test_what_on_ws_closing_may_do(link):
+    """Answer the peer's CLOSE, or end the connection: then no frame comes, nor does CLOSE."""
+    async with link(Closing(lambda transport: transport.send_close(4000))) as pair:
+        await pair.peer.send_close(1000)
+        assert await pair.peer.read_close() == (4000, "")
+        pair.peer.close()
+        await pair.listener.closed()
+        assert pair.listener.events == ["connected", "closing", "frame", "disconnected"]
+    async with link(Closing(lambda transport: transport.disconnect())) as pair:
+        await pair.peer.send_close(1000)
+        assert await pair.peer.read_to_end() == b""
+        pair.peer.close()
+        await pair.listener.closed()
+        assert pair.listener.events == ["connected", "closing", "disconnected"]
+
+
+async def test_on_ws_closing_is_not_for_what_never_opened(io_options):
+    listener = Closing()
+    with contextlib.suppress(picows_fast.WSHandshakeError):
+        async with serving(lambda request: None, **io_options) as url:
+            await picows_fast.ws_connect(lambda: listener, url, **io_options)
+    assert listener.events == []

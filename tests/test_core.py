@@ -437,7 +437,9 @@ async def test_weak_references_and_repr(side):
     async with connected(side) as pair:
         assert weakref.ref(pair.transport)() is pair.transport
         assert weakref.ref(pair.listener)() is pair.listener
-        assert repr(pair.transport).startswith(f"<WSTransport {side} open at ")
+        far = pair.peer.sock.getsockname()
+        place = f"ws://127.0.0.1:{far[1]}" if side == "client" else f"127.0.0.1:{far[1]}"
+        assert repr(pair.transport).startswith(f"<WSTransport {side} {place} open at ")
         pair.transport.send_close(1000, "x")
         assert " closing at " in repr(pair.transport)
         assert "WSCloseInfo(code=" in repr(pair.transport.close_handshake)

@@ -53,7 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "net.open": NET,
     "callbacks": {"codec", "exceptions"},
     "sending": {"wire", "codec", "net.stream", "traffic"},
-    "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive"}
+    "describe": {"codec", "exceptions", "states", "url"},
+    "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive", "describe"}
     | {"http_messages", "stats", "traffic", "callbacks", "sending"},
     "connecting": {"exceptions", "url"},
     "listening": set(),

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import picows_fast
-from picows_fast import PICOWS_DEBUG_LL, WSFrame, WSListener, WSMsgType, WSTransport
+from picows_fast import (
+    PICOWS_DEBUG_LL,
+    WSFrame,
+    WSListener,
+    WSMsgType,
+    WSTransport,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+)
 from picows_fast.logs import SafeLogger, resolve_logger
 
+from .peers import connected
 from .support import Echo, Recorder, raw_client, serving
 
 
@@ -40,16 +51,86 @@ async def test_frames_are_logged_below_debug(caplog: pytest.LogCaptureFixture) -
         sent, received = logged(caplog, name, PICOWS_DEBUG_LL)[:: 1 if name == "client" else -1]
         assert "sending TEXT, 5 bytes" in sent
         assert "received WSFrame(TEXT, fin=True" in received
-        opened, closed = logged(caplog, name, logging.DEBUG)
-        assert opened.endswith("open, b'/'")
-        assert closed.endswith("LOCAL_DISCONNECT" if name == "client" else "PEER_FIN")
+        assert logged(caplog, name, logging.DEBUG) == []
 
 
-async def test_nothing_to_say_of_a_connection_in_order(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_line_for_the_beginning_and_one_for_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    listener = Echo()
+    async with serving(lambda request: listener, subprotocols=["v1"]) as url:
+        transport, _ = await picows_fast.ws_connect(
+            Recorder, f"{url}path?token=SECRET", subprotocols=["SECRET", "v1"]
+        )
+        peer = "%s:%d" % transport.underlying_transport.get_extra_info("sockname")  # noqa: UP031
+        transport.send_close(1000, "bye\n")
+        await asyncio.wait_for(transport.wait_disconnected(), 20)
+        await listener.closed()
+    for name, place in (("client", url.rstrip("/")), ("server", peer)):
+        opened, ended = logged(caplog, name, logging.INFO)
+        assert re.fullmatch(
+            rf"<WSTransport {name} {place} \w+ at 0x[0-9a-f]+>: opened"
+            + (", subprotocol v1" if name == "server" else ""),
+            opened,
+        )
+        assert re.fullmatch(
+            rf"<WSTransport {name} {place} closed at 0x[0-9a-f]+>: ended after \d+\.\d\d\d s: "
+            rf"[A-Z_]+, CLOSE 1000 received: 'bye\\n', CLOSE 1000 sent",
+            ended,
+        )
+        assert logged(caplog, name, logging.DEBUG) == []
+
+
+async def test_the_end_of_a_connection_that_is_lost(
+    link: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    async with serving(lambda request: Echo()) as url:
-        await echo_once(url)
-    assert [record for record in caplog.records if record.name.startswith("picows_fast")] == []
+    async with link(small_buffers=True) as pair:
+        pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
+        lost = pair.transport.write_backlog
+        pair.transport.disconnect(graceful=False)
+        await pair.listener.closed()
+        await asyncio.sleep(0)
+    name = "server" if pair.peer.is_client else "client"
+    _, ended = logged(caplog, name, logging.INFO)
+    assert re.search(r"s: LOCAL_ABORT, \d+ bytes were not sent$", ended)
+    assert int(ended.split()[-5]) >= lost // 2
+
+
+async def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
+    """One line each, with status and reason; what answers a health check is no news."""
+    caplog.set_level(logging.INFO)
+
+    def factory(request: WSUpgradeRequest) -> Any:
+        if request.path == b"/health":
+            return WSUpgradeResponse.create_ok_response(b"fine")
+        return None
+
+    async with serving(factory, origins=["https://a.example"]) as url:
+        for path, headers in (
+            ("health", {"Origin": "https://a.example"}),
+            ("none?token=SECRET", {"Origin": "https://a.example"}),
+            ("foreign", {"Origin": "https://b.example"}),
+        ):
+            with pytest.raises(picows_fast.WSInvalidStatusError):
+                await picows_fast.ws_connect(Recorder, url + path, extra_headers=headers)
+    answered, refused = logged(caplog, "server", logging.INFO)
+    assert answered.endswith("answered with 404")
+    assert "refused with 403: " in refused
+    assert "127.0.0.1:" in answered
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_what_breaks_the_protocol_is_told_at_once(
+    side: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not when the connection is gone, which takes close_timeout."""
+    caplog.set_level(logging.INFO)
+    async with connected(side) as pair:
+        await pair.peer.send_bytes(b"\xff" * 20)
+        await pair.peer.read_close()
+        assert "breaks the protocol: reserved" in logged(caplog, side, logging.INFO)[-1]
 
 
 async def test_names(caplog: pytest.LogCaptureFixture) -> None:
@@ -63,11 +144,17 @@ async def test_names(caplog: pytest.LogCaptureFixture) -> None:
 class Raises(WSListener):
     transport: WSTransport
 
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport = transport
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         raise ZeroDivisionError
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self.ended.set()
 
 
 async def test_errors_of_callbacks(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +169,23 @@ async def test_errors_of_callbacks(caplog: pytest.LogCaptureFixture) -> None:
         transport.send(WSMsgType.TEXT, "hello")
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(transport.wait_disconnected(), 20)
-    assert logged(caplog, "client", logging.ERROR) == []
+    (error,) = logged(caplog, "client", logging.ERROR)
+    assert error.endswith("on_ws_frame raised")
+
+
+async def test_an_error_that_nobody_waits_for_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(lambda request: Echo()) as url:
+        transport, client = await picows_fast.ws_connect(Raises, url)
+        transport.send(WSMsgType.TEXT, "hello")
+        await client.ended.wait()
+        await asyncio.sleep(0)
+        del transport, client
+        gc.collect()
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 async def test_what_peers_do_wrong_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -96,9 +199,11 @@ async def test_what_peers_do_wrong_is_no_error(caplog: pytest.LogCaptureFixture)
         writer.write(b"no HTTP at all\r\n\r\n")
         await reader.read()
         writer.close()
-    violation, refused = logged(caplog, "server", logging.INFO)
+    _, violation, refused, _ = sorted(
+        logged(caplog, "server", logging.INFO), key=lambda line: "ended" in line
+    )
     assert violation.endswith("frame of a client is not masked (RFC 6455 5.1)")
-    assert "refused: not a valid request" in refused
+    assert "refused with 400: not a valid request" in refused
     assert logged(caplog, "server", logging.ERROR) == []
 
 
@@ -106,7 +211,8 @@ async def test_what_peers_do_wrong_is_no_error(caplog: pytest.LogCaptureFixture)
 async def test_a_normal_life_is_quiet(
     link: Callable[..., Any], ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Frames, pings, flow control and any end: nothing at INFO or above, from asyncio neither."""
+    """Frames, pings, flow control and any end: nothing but the beginning and the end is told, and
+    by asyncio nothing."""
     caplog.set_level(logging.INFO)
     async with link(Echo(), small_buffers=True, enable_auto_ping=True) as pair:
         await pair.peer.send(WSMsgType.TEXT, "hello")
@@ -129,25 +235,28 @@ async def test_a_normal_life_is_quiet(
             pair.transport.disconnect(graceful=ending == "disconnect")
         pair.peer.close()
         await pair.listener.closed()
-    assert caplog.records == []
+        await asyncio.sleep(0)
+    opened, ended = caplog.records
+    assert opened.levelno == ended.levelno == logging.INFO
+    assert "opened" in opened.getMessage()
+    assert "ended" in ended.getMessage()
 
 
 @pytest.mark.parametrize(
-    ("trouble", "level", "text"),
+    ("trouble", "text"),
     [
-        ("protocol error", logging.INFO, "RFC 6455"),
-        ("ping timeout", logging.INFO, "pong"),
-        ("write backlog", logging.WARNING, "max_write_backlog"),
+        ("protocol error", "RFC 6455"),
+        ("ping timeout", "pong"),
+        ("write backlog", "max_write_backlog"),
     ],
 )
 async def test_levels(
     link: Callable[..., Any],
     trouble: str,
-    level: int,
     text: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A peer's misbehaviour is no error of ours; what it costs us to keep it up is a warning."""
+    """What a peer does is never above INFO: peers must not be able to raise an alarm."""
     caplog.set_level(logging.INFO)
     options: dict[str, Any] = {"close_timeout": 0.05}
     if trouble == "ping timeout":
@@ -162,10 +271,10 @@ async def test_levels(
         elif trouble == "write backlog":
             pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
         await pair.listener.closed()
-        (record,) = caplog.records
-        assert record.levelno == level
-        assert text in record.getMessage()
-        assert record.name == f"picows_fast.{'server' if pair.peer.is_client else 'client'}"
+        assert {record.levelno for record in caplog.records} == {logging.INFO}
+        _, told, *_ = caplog.records
+        assert text in told.getMessage()
+        assert told.name == f"picows_fast.{'server' if pair.peer.is_client else 'client'}"
 
 
 class Collecting:

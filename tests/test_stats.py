@@ -333,3 +333,29 @@ async def test_before_the_handshake_is_done():
             seen[0].pings_sent = 1
         transport.disconnect()
         await transport.wait_disconnected()
+
+
+@pytest.mark.parametrize("end", ["reset", "abort", "FIN"])
+async def test_addresses_are_known_to_the_end(link, end):
+    known = []
+
+    class Asking(Recorder):
+        def on_ws_disconnected(self, transport):
+            ask = transport.underlying_transport.get_extra_info
+            known.append((ask("peername"), ask("sockname"), repr(transport)))
+            super().on_ws_disconnected(transport)
+
+    async with link(Asking()) as pair:
+        peername, sockname = pair.peer.sock.getsockname(), pair.peer.sock.getpeername()
+        if end == "abort":
+            pair.transport.disconnect(graceful=False)
+        elif end == "reset":
+            pair.peer.reset()
+        else:
+            pair.peer.close()
+        await pair.listener.closed()
+        ((*names, shown),) = known
+        assert names == [peername, sockname]
+        assert str(peername[1]) in shown
+        ask = pair.transport.underlying_transport.get_extra_info
+        assert [ask("peername"), ask("sockname")] == names

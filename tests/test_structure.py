@@ -30,6 +30,7 @@ COVERED_BY = {
     "callbacks": "test_callback_errors",
     "sending": "test_core",
     "logs": "test_logging",
+    "describe": "test_logging",
     "traffic": "test_stats",
     # The streams do the same, whatever is below them, and go through the same tests.
     "net/foreign": "test_streams",

@@ -84,6 +84,7 @@ cdef class ForeignStream(ByteStream):
     cdef:
         readonly object protocol
         readonly object transport
+        object peername, sockname   # some loops' transports do not know them any more at the end
         object on_connected
         _Window window          # what get_buffer() gave, until buffer_updated() says how much of it was filled
         _Nobody early           # what came before start()
@@ -127,6 +128,8 @@ cdef class ForeignStream(ByteStream):
             transport.abort()
             return
         try:
+            self.peername = transport.get_extra_info("peername")
+            self.sockname = transport.get_extra_info("sockname")
             self._set_transport_limits()
             if self.backlog_end:
                 self.flush()
@@ -449,4 +452,8 @@ cdef class ForeignStream(ByteStream):
         return self._look_later()   # what it holds may have been written before its mark was 0
 
     def get_extra_info(self, name, default=None):
+        if name == "peername" and self.peername is not None:
+            return self.peername
+        if name == "sockname" and self.sockname is not None:
+            return self.sockname
         return default if self.transport is None else self.transport.get_extra_info(name, default)

@@ -6,6 +6,7 @@ Each function owns what it is given from the call on: if it raises, it has ended
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import sys
@@ -126,7 +127,7 @@ def socket_stream(
     :param busy_poll: seconds to spin after a read
     :param tcp_quickack: keep TCP_QUICKACK on
     :param rx_timestamps: have the kernel note when data comes
-    :param peername: the peer's address, if it is known; None: the system is asked when need be
+    :param peername: the peer's address, if it is known; None: the system is asked
     """
     stream: TcpStream | None = None
     try:
@@ -148,8 +149,10 @@ def socket_stream(
         if stream is None:
             stream = TcpStream(loop, sock)
         stream.tune(busy_poll=busy_poll, quick_ack=tcp_quickack, timestamps=rx_timestamps)
-        if peername is not None:
-            stream.note_peername(peername)
+        if peername is None:
+            with contextlib.suppress(OSError):
+                peername = sock.getpeername()  # after a reset the system does not know it any more
+        stream.note_peername(peername)
     except BaseException:
         if stream is not None:
             stream.abort()

@@ -17,7 +17,7 @@ cdef class TcpStream(ByteStream):
         bint quick_ack          # TCP_QUICKACK is set again after each read
         bint stamped            # the kernel notes when data comes
         object sock
-        object peername
+        object peername, sockname   # kept for after the end; None: the system is asked
         object ended_after      # last_received(), once closed
         bint reading            # the loop watches the descriptor for reading
         bint tells_left         # `left` can be relied on

@@ -513,8 +513,8 @@ cdef class TcpStream(ByteStream):
             return 0
         # Each step whatever happens in those before: the loop must not watch a number that is another socket's soon.
         try:
-            if self.peername is None:
-                self.peername = self.get_extra_info("peername")
+            self.peername = self.get_extra_info("peername")
+            self.sockname = self.get_extra_info("sockname")
             self.ended_after = self.last_received()
         finally:
             self._release()
@@ -559,7 +559,7 @@ cdef class TcpStream(ByteStream):
             if name == "peername":
                 return self.peername if self.peername is not None else self.sock.getpeername()
             if name == "sockname":
-                return self.sock.getsockname()
+                return self.sockname if self.sockname is not None else self.sock.getsockname()
         except OSError:
             pass
         return default

@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "layers.metrics": {"connections", "http_messages"},
     "layers.hdr_encoding": set(),
     "layers.histogram": {"layers.hdr_encoding"},
-    "layers.broadcast": {"codec", "net", "net.stream", "sending", "core"},
+    "layers.broadcast": {"codec", "net", "net.stream", "states", "sending", "core"},
     "layers.messages": {"wire", "codec", "net", "net.stream", "callbacks", "core", "exceptions"},
 }
 # What is not below anybody: the package's front door and the command line.

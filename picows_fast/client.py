@@ -17,14 +17,15 @@ from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from .connecting import deadline, open_connection
+from .connecting import Progress, add_place, deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
 from .exceptions import WSError, WSInvalidStatusError
-from .handshake import ClientHandshake, redirect_headers
+from .handshake import ClientHandshake
 from .logs import resolve_logger
 from .net.open import end_connection, open_stream, tune_socket
-from .options import ClientOptions
-from .url import WSParsedURL, parse_url
+from .options import ClientOptions, handshake_limits
+from .states import WSDisconnectCause
+from .url import WSParsedURL, parse_url, tls_server_name
 
 if TYPE_CHECKING:
     from .connecting import SocketFactory
@@ -85,12 +86,18 @@ async def ws_connect(
     :raises WSInvalidURL: not a WebSocket URL
     :raises WSHandshakeError: the server refused, or does not speak WebSocket; see its subclasses
     :raises WSProxyError: the proxy refused
-    :raises WSError: more than ``max_redirects`` redirects, or one although ``sock`` was given
+    :raises WSError: more than ``max_redirects`` redirects, or one that a setting does not allow:
+        any with ``sock``; to another origin with ``unix_path``, and with ``subprotocols`` or
+        ``ssl_context`` unless ``redirect_keeps`` has them
     :raises TimeoutError: not done within ``websocket_handshake_timeout``
         (``asyncio.TimeoutError`` before 3.11)
     :raises OSError: the network failed; :class:`ssl.SSLError` if TLS did
     :raises TypeError, ValueError: an argument is not valid
-    :raises ImportError: ``proxy`` is given, and python-socks is not installed
+    :raises ImportError: ``proxy`` is a SOCKS proxy, and python-socks is not installed
+
+    A WSError, OSError or TimeoutError says where it happened: ``error.phase`` is "resolving",
+    "connecting", "proxy", "tls" or "upgrade"; ``error.host`` and ``error.port`` are the server's,
+    or the proxy's.
     """
     options = ClientOptions(
         ssl_context=ssl_context,
@@ -122,35 +129,107 @@ async def ws_connect(
         **create_connection_kwargs,
     )
     factory = _two_argument_factory(ws_listener_factory)
-    target = parse_url(url)
+    attempt = _Attempt(parse_url(url))
+    try:
+        async with deadline(asyncio.get_running_loop(), websocket_handshake_timeout):
+            return await _connect(factory, options, attempt)
+    except (WSError, OSError, asyncio.TimeoutError) as error:
+        if isinstance(error, asyncio.TimeoutError) and not error.args:
+            # The deadline's.
+            refusal = None if attempt.handshake is None else attempt.handshake.end_error()
+            if isinstance(refusal, WSInvalidStatusError):
+                attempt.progress.mark(refusal)
+                raise refusal from error
+            error.args = (f"timed out after {websocket_handshake_timeout:g} s {attempt.progress}",)
+        attempt.progress.mark(error)
+        raise
+    finally:
+        # The errors' tracebacks refer to this frame.
+        refusal = None
+
+
+class _Attempt:
+    """What a call of ``ws_connect`` is at: its errors tell of it."""
+
+    __slots__ = ("handshake", "progress", "url")
+
+    def __init__(self, url: WSParsedURL) -> None:
+        self.url = url
+        self.progress = Progress(url)
+        self.handshake: ClientHandshake | None = None
+
+
+async def _connect(
+    factory: Callable[[Any, Any], L], options: ClientOptions, attempt: _Attempt
+) -> tuple[WSTransport, L]:
     redirects = 0
-    async with deadline(asyncio.get_running_loop(), websocket_handshake_timeout):
-        while True:
-            try:
-                return await _connect_once(factory, target, options)
-            except WSInvalidStatusError as error:
-                location = _redirect_location(error)
-                if location is None or options.max_redirects == 0:
-                    raise
-                if redirects == options.max_redirects:
-                    raise WSError(f"more than {redirects} redirects") from error
-                if options.sock is not None:
-                    raise WSError("redirected, but the given socket is used up") from error
-                redirects += 1
-                redirecting = target
-                target = redirecting.redirect(location)
-                if options.extra_headers is not None:
-                    headers = tuple(redirect_headers(options.extra_headers, redirecting, target))
-                    options = replace(options, extra_headers=headers)
+    sets_cookie = False
+    while True:
+        try:
+            return await _connect_once(factory, options, attempt)
+        except WSInvalidStatusError as error:
+            location = _redirect_location(error)
+            if location is None or options.max_redirects == 0:
+                raise
+            sets_cookie = sets_cookie or any(error.response.headers.getall("Set-Cookie", ()))
+            if redirects == options.max_redirects:
+                cookie = "; a cookie was set, which is not sent back: see extra_headers"
+                raise WSError(f"more than {redirects} redirects{cookie * sets_cookie}") from error
+            if options.sock is not None:
+                raise WSError("redirected, but the given socket is used up") from error
+            redirects += 1
+            target = attempt.url.redirect(location)
+            if not target.same_origin(attempt.url):
+                try:
+                    options = _options_elsewhere(options, target)
+                except WSError as refusal:
+                    raise refusal from error
+            attempt.url = target
+
+
+def _options_elsewhere(options: ClientOptions, target: WSParsedURL) -> ClientOptions:
+    """Return the settings with which a redirect to another origin is followed.
+
+    :raises WSError: one of them must not go there, and cannot be left out
+    """
+    keeps = {name.lower() for name in options.redirect_keeps}
+    if options.unix_path is not None:
+        raise WSError(f"redirected to {target.origin}, which is not at the given unix_path")
+    needed: dict[str, object] = {"subprotocols": options.subprotocols}
+    if target.is_secure:
+        needed["ssl_context"] = options.ssl_context
+    for name, value in needed.items():
+        if value is not None and name not in keeps:
+            raise WSError(
+                f"redirected to {target.origin}, another origin, to which {name} must not go "
+                f"unless redirect_keeps names it"
+            )
+    changes: dict[str, Any] = {"server_hostname": None, "ssl_session": None}
+    if options.extra_headers is not None:
+        pairs = cast("tuple[tuple[str, str], ...]", options.extra_headers)
+        changes["extra_headers"] = tuple(pair for pair in pairs if pair[0].lower() in keeps)
+    if options.user_agent is not None and "user-agent" not in keeps:
+        changes["user_agent"] = ClientOptions.user_agent
+    return replace(options, **changes)
 
 
 async def _connect_once(
-    factory: Callable[[Any, Any], L], url: WSParsedURL, options: ClientOptions
+    factory: Callable[[Any, Any], L], options: ClientOptions, attempt: _Attempt
 ) -> tuple[WSTransport, L]:
     loop = asyncio.get_running_loop()
-    handshake = ClientHandshake(
-        url, extra_headers=options.extra_headers, subprotocols=options.subprotocols
-    )
+    url, progress = attempt.url, attempt.progress
+    try:
+        attempt.handshake = handshake = ClientHandshake(
+            url,
+            extra_headers=options.extra_headers,
+            subprotocols=options.subprotocols,
+            limits=handshake_limits(options),
+            user_agent=options.user_agent,
+        )
+    except BaseException:
+        if options.sock is not None:
+            options.sock.close()
+        raise
     connection = await open_connection(
         url,
         loop=loop,
@@ -165,7 +244,9 @@ async def _connect_once(
         happy_eyeballs_delay=options.happy_eyeballs_delay,
         interleave=options.interleave,
         unix_path=options.unix_path,
+        progress=progress,
     )
+    progress.enter("tls" if url.is_secure else "upgrade", url)
     stream = transport = None
     try:
         tune_socket(
@@ -183,7 +264,7 @@ async def _connect_once(
             connection,
             use_loop_transport=options.use_loop_transport,
             context=context,
-            server_hostname=options.server_hostname or url.host,
+            server_hostname=tls_server_name(options.server_hostname or url.host),
             session=options.ssl_session,
             handshake_timeout=options.ssl_handshake_timeout,
             busy_poll=options.busy_poll,
@@ -203,8 +284,15 @@ async def _connect_once(
             url=url,
         )
         return transport, cast("L", await transport._connect())
-    except BaseException:
+    except BaseException as error:
         if transport is not None:
+            if url.is_secure and transport._has_tls():
+                progress.enter("upgrade", url)
+            if isinstance(error, OSError) and (
+                # Neither the peer's word nor the factory's error.
+                transport.disconnect_cause not in (None, WSDisconnectCause.HANDSHAKE_FAILED)
+            ):
+                add_place(error, progress)
             transport.disconnect(graceful=False)
         elif stream is not None:
             stream.abort()
@@ -227,7 +315,7 @@ def _redirect_location(error: WSInvalidStatusError) -> str | None:
     if response is None or int(response.status) not in _REDIRECTS:
         return None
     location: str | None = response.headers.get("Location")
-    return location
+    return location or None
 
 
 def _two_argument_factory(factory: ListenerFactory[L]) -> Callable[[Any, Any], L]:

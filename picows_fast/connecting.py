@@ -1,18 +1,22 @@
 """From a URL to a connected socket: name resolution, TCP or Unix connect, proxy tunnel.
 
+Also what the errors of an attempt say about where it failed (`Progress`).
+
 Owns everything that happens before TLS to the target. Owns neither that TLS nor the opening
 handshake, sets no deadline by itself (``deadline`` is offered for the caller's use), and follows
 no redirect.
 
 ``open_connection`` opens the first hop (the target, or its proxy), then asks the proxy, if there
 is one, for a tunnel. The first hop is always opened here, so that Happy Eyeballs, ``local_addr``
-and ``socket_factory`` mean the same with and without a proxy; python-socks only speaks the proxy's
-protocol over it. Whatever ends a call early, cancellation included, closes what it had opened.
+and ``socket_factory`` mean the same with and without a proxy. HTTP CONNECT is spoken here, too;
+python-socks only speaks SOCKS over the first hop. Whatever ends a call early, cancellation
+included, closes what it had opened.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
 import os
 import re
@@ -26,15 +30,16 @@ from typing import Any, Final, cast
 
 import aiohappyeyeballs
 
-from .exceptions import WSInvalidURL, WSProxyError
-from .url import WSParsedURL, parse_url
+from .exceptions import WSError, WSInvalidURL, WSProxyError
+from .http_messages import USER_AGENT
+from .url import WSParsedURL, parse_url, tls_server_name
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout_at
 else:
     from async_timeout import timeout_at  # type: ignore[import-not-found, unused-ignore]
 
-__all__ = ["SocketFactory", "deadline", "open_connection", "parse_proxy_url"]
+__all__ = ["Progress", "SocketFactory", "deadline", "open_connection", "parse_proxy_url"]
 
 AddrInfo = tuple[Any, ...]
 
@@ -49,13 +54,68 @@ _PROXY_SCHEMES: Final = {
 }
 _EXPLICIT_PORT: Final = re.compile(r":[0-9]+$")
 _END_OF_HEAD: Final = b"\r\n\r\n"
-_MAX_PROXY_HEAD: Final = 16 * 1024  # bytes
+_MAX_PROXY_HEAD: Final = 16 * 1024  # bytes, interim responses included
+# Of a proxy's response only this line is read, and so only this has to be well-formed.
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\r\n]*))?\r\n")
+_INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
 
 # python-socks ends every tunnel after 60 s unless it is told a time; deadlines are the caller's.
 _ONE_YEAR: Final = 365 * 86400.0
 
 
 SocketFactory = Callable[[WSParsedURL], "socket.socket | Awaitable[socket.socket | None] | None"]
+
+
+# How the steps of an attempt are written in an error's text; {} is the host.
+_PHASES: Final = {
+    "resolving": "while resolving {}",
+    "connecting": "while connecting to {}",
+    "proxy": "while waiting for a tunnel through proxy {}",
+    "tls": "in the TLS handshake with {}",
+    "upgrade": "in the opening handshake with {}",
+}
+
+
+class Progress:
+    """How far an attempt to connect has come.
+
+    ``phase``: "resolving", "connecting", "proxy", "tls" or "upgrade". ``host``, ``port``: what that
+    step concerns: the target, or its proxy.
+    """
+
+    __slots__ = ("host", "phase", "port")
+
+    def __init__(self, url: WSParsedURL) -> None:
+        self.enter("resolving", url)
+
+    def __str__(self) -> str:
+        place = self.host if self.phase == "resolving" else _authority(self.host, self.port)
+        return _PHASES[self.phase].format(place)
+
+    def enter(self, phase: str, url: WSParsedURL) -> None:
+        """Begin a step that concerns this URL's host."""
+        self.phase = phase
+        self.host = url.host
+        self.port = url.port
+
+    def mark(self, error: BaseException) -> None:
+        """Set the attributes ``phase``, ``host`` and ``port`` of an error that ended the attempt.
+
+        WSError declares them; an OSError takes them as it is.
+        """
+        if isinstance(error, (WSError, OSError, asyncio.TimeoutError)):
+            marked: Any = error
+            marked.phase, marked.host, marked.port = self.phase, self.host, self.port
+
+
+def add_place(error: OSError, place: object) -> None:
+    """Append to the text of an error where it happened; its type and its number stay."""
+    text = f"{error.strerror or error or type(error).__name__} {place}"
+    if isinstance(error.errno, int):
+        error.args = (error.errno, text, *error.args[2:])
+        error.strerror = text
+    else:
+        error.args = (text,)
 
 
 def deadline(
@@ -116,6 +176,7 @@ async def open_connection(
     happy_eyeballs_delay: float | None = 0.25,
     interleave: int | None = None,
     unix_path: str | bytes | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> socket.socket | asyncio.Transport:
     """Open a byte stream to the URL's host and port, directly or through a proxy.
 
@@ -128,35 +189,42 @@ async def open_connection(
     proxy if there is one. It may be connected or not, and is closed if the call fails. ``family``,
     ``proto``, ``flags``, ``local_addr``, ``happy_eyeballs_delay`` (seconds) and ``interleave``
     concern the first hop too; behind a proxy, the target's name is the proxy's to resolve.
+    ``progress`` is kept up to date.
 
-    Raises ValueError or TypeError for unusable arguments, ImportError if a proxy is asked for and
-    python-socks is not installed, OSError naming the host if the network fails, ``ssl.SSLError``
-    if TLS to an https proxy fails, and WSProxyError if the proxy refuses.
+    Raises ValueError or TypeError for unusable arguments, ImportError for a SOCKS proxy if
+    python-socks is not installed, OSError naming the host if the network fails, ``ssl.SSLError`` if
+    TLS to an https proxy fails, and WSProxyError if the proxy refuses.
     """
     try:
         proxy_url = None if proxy is None else parse_proxy_url(proxy)
         if proxy_url is not None:
             if unix_path is not None:
                 raise ValueError("unix_path and proxy must not be used together")
-            _import_python_socks()
+            if _is_socks(proxy_url):
+                _import_python_socks()
     except BaseException:
         if sock is not None:
             sock.close()
         raise
     first_hop = url if proxy_url is None else proxy_url
+    if progress is None:
+        progress = Progress(first_hop)
 
+    progress.enter("connecting", first_hop)
     if sock is None and socket_factory is not None:
         sock = await _make_socket(socket_factory, first_hop)
     if sock is not None:
         source = "socket_factory" if socket_factory is not None else "sock"
-        await _prepare_given_socket(loop, sock, source, first_hop, proto, flags, unix_path)
+        await _prepare_given_socket(
+            loop, sock, source, first_hop, proto, flags, unix_path, progress
+        )
     elif unix_path is not None:
         sock = await _connect_unix(loop, unix_path)
     else:
         sock = await _connect_tcp(
             loop,
-            first_hop.host,
-            first_hop.port,
+            first_hop,
+            progress,
             local_addr=local_addr,
             family=family,
             proto=proto,
@@ -169,6 +237,7 @@ async def open_connection(
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy_url is None:
             return sock
+        progress.enter("proxy", proxy_url)
         if not proxy_url.is_secure:
             await _open_tunnel(_SocketStream(loop, sock, proxy_url), proxy_url, url)
             return sock
@@ -186,12 +255,25 @@ async def _make_socket(
 ) -> socket.socket | None:
     made = socket_factory(first_hop)
     if inspect.isawaitable(made):
-        made = await made
+        try:
+            made = await made
+        except asyncio.CancelledError:
+            # A task or another future may yet have, or already has, a socket that nobody takes.
+            if asyncio.isfuture(made):
+                made.add_done_callback(_close_result)
+            raise
     if made is not None and not isinstance(made, socket.socket):
         raise TypeError(
             f"socket_factory must return a socket.socket or None, got {type(made).__name__}"
         )
     return made
+
+
+def _close_result(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        result = future.result()
+        if isinstance(result, socket.socket):
+            result.close()
 
 
 async def _prepare_given_socket(
@@ -202,6 +284,7 @@ async def _prepare_given_socket(
     proto: int,
     flags: int,
     unix_path: str | bytes | os.PathLike[str] | None,
+    progress: Progress,
 ) -> None:
     """Make the socket non-blocking and connected; close it on failure."""
     try:
@@ -211,6 +294,7 @@ async def _prepare_given_socket(
         if _is_connected(sock):
             return
         if sock.family in (socket.AF_INET, socket.AF_INET6):
+            progress.enter("resolving", first_hop)
             infos = await _resolve(
                 loop,
                 first_hop.host,
@@ -228,6 +312,7 @@ async def _prepare_given_socket(
             )
         else:
             address, place = os.fspath(unix_path), repr(os.fspath(unix_path))
+        progress.enter("connecting", first_hop)
         try:
             await _Connector(loop).sock_connect(sock, address)
         except OSError as exc:
@@ -305,8 +390,8 @@ async def _connect_unix(
 
 async def _connect_tcp(
     loop: asyncio.AbstractEventLoop,
-    host: str,
-    port: int,
+    first_hop: WSParsedURL,
+    progress: Progress,
     *,
     local_addr: tuple[Any, ...] | None,
     family: int,
@@ -315,10 +400,13 @@ async def _connect_tcp(
     happy_eyeballs_delay: float | None,
     interleave: int | None,
 ) -> socket.socket:
+    host, port = first_hop.host, first_hop.port
+    progress.enter("resolving", first_hop)
     infos = await _resolve(loop, host, port, family=family, proto=proto, flags=flags)
     local_infos = None
     if local_addr is not None:
         local_infos = await _resolve(loop, *local_addr[:2], family=family, proto=proto, flags=flags)
+    progress.enter("connecting", first_hop)
     try:
         return await aiohappyeyeballs.start_connection(
             cast("Any", infos),
@@ -385,6 +473,43 @@ def _naming(place: str, exc: BaseException) -> OSError:
 # The tunnel.
 
 
+def _is_socks(proxy_url: WSParsedURL) -> bool:
+    return proxy_url.scheme.startswith("socks")
+
+
+async def _open_tunnel(
+    stream: _SocketStream | _TransportStream, proxy_url: WSParsedURL, url: WSParsedURL
+) -> None:
+    # The zone of an IPv6 address means something on this machine only.
+    host = url.host.partition("%")[0]
+    target = _authority(host, url.port)
+    try:
+        if _is_socks(proxy_url):
+            await _open_socks_tunnel(stream, proxy_url, host, url.port, target)
+        else:
+            await _open_http_tunnel(stream, proxy_url, target)
+    except OSError as exc:
+        raise _naming(f"{target} by {_label(proxy_url)}", exc) from exc
+
+
+async def _open_http_tunnel(
+    stream: _SocketStream | _TransportStream, proxy_url: WSParsedURL, target: str
+) -> None:
+    """CONNECT (RFC 9110 9.3.6): any 2xx opens the tunnel, whatever its headers say of a body."""
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", f"User-Agent: {USER_AGENT}"]
+    if proxy_url.user_info is not None:
+        credentials = base64.b64encode(":".join(proxy_url.user_info).encode("utf-8"))
+        lines.append(f"Proxy-Authorization: Basic {credentials.decode('ascii')}")
+    await stream.write("\r\n".join([*lines, "", ""]).encode("ascii"))
+    status_line = _STATUS_LINE.match(await stream.read())
+    if status_line is None:
+        raise WSProxyError(f"{_label(proxy_url)} did not answer in HTTP")
+    status, reason = int(status_line[1]), (status_line[2] or b"").decode("utf-8", "replace")
+    if not 200 <= status <= 299:
+        said = f"{status} {reason}".rstrip()
+        raise WSProxyError(f"{_label(proxy_url)} refused to connect to {target}: {said}", status)
+
+
 def _import_python_socks() -> tuple[Any, Any, Any]:
     """Return (Proxy, ProxyError, ProxyType)."""
     try:
@@ -392,7 +517,7 @@ def _import_python_socks() -> tuple[Any, Any, Any]:
         from python_socks.async_.asyncio.v2 import Proxy
     except ImportError as exc:
         raise ImportError(
-            "proxies need the package python-socks: pip install picows_fast[proxy]"
+            "SOCKS proxies need the package python-socks: pip install picows_fast[proxy]"
         ) from exc
     return Proxy, ProxyError, ProxyType
 
@@ -408,16 +533,17 @@ class _OpenedHop:
         return self._stream
 
 
-async def _open_tunnel(
-    stream: _SocketStream | _TransportStream, proxy_url: WSParsedURL, url: WSParsedURL
+async def _open_socks_tunnel(
+    stream: _SocketStream | _TransportStream,
+    proxy_url: WSParsedURL,
+    host: str,
+    port: int,
+    target: str,
 ) -> None:
     proxy_class, proxy_error, proxy_type = _import_python_socks()
     type_name = _PROXY_SCHEMES[proxy_url.scheme][0]
-    target = _authority(url.host, url.port)
-    if type_name == "SOCKS4" and ":" in url.host:
+    if type_name == "SOCKS4" and ":" in host:
         raise WSProxyError(f"{_label(proxy_url)} cannot reach {target}: SOCKS4 has no IPv6")
-    # Only HTTP writes host and port into one text.
-    dest_host = f"[{url.host}]" if type_name == "HTTP" and ":" in url.host else url.host
     username = proxy_url.username
     proxy = proxy_class(
         proxy_type[type_name],
@@ -429,15 +555,21 @@ async def _open_tunnel(
         forward=_OpenedHop(stream),
     )
     try:
-        await proxy.connect(dest_host, url.port, timeout=_ONE_YEAR)
+        await proxy.connect(host, port, timeout=_ONE_YEAR)
+    except WSProxyError:
+        raise
     except proxy_error as exc:
-        raise WSProxyError(f"{_label(proxy_url)} refused to connect to {target}: {exc}") from exc
+        code = getattr(exc, "error_code", None)
+        raise WSProxyError(
+            f"{_label(proxy_url)} refused to connect to {target}: {exc}",
+            None if code is None else int(code),
+        ) from exc
     except ValueError as exc:
-        # Credentials that do not fit; the error's own context would show them.
-        reason = f"{_label(proxy_url)} cannot be asked for {target}: {exc}"
+        # Credentials that do not fit; the error's own context would show them, and the text of a
+        # UnicodeEncodeError a character of them.
+        why = getattr(exc, "reason", exc)
+        reason = f"{_label(proxy_url)} cannot be asked for {target}: {why}"
         raise ValueError(reason) from None
-    except OSError as exc:
-        raise _naming(f"{target} by {_label(proxy_url)}", exc) from exc
 
 
 async def _open_tls_tunnel(
@@ -447,16 +579,27 @@ async def _open_tls_tunnel(
     proxy_ssl_context: ssl.SSLContext | None,
     url: WSParsedURL,
 ) -> asyncio.Transport:
+    is_taken = False
+
+    def make_protocol() -> _HeadReader:
+        nonlocal is_taken
+        is_taken = True
+        return _HeadReader(loop, proxy_url)
+
     try:
         transport, protocol = await loop.create_connection(
-            lambda: _HeadReader(loop, proxy_url),
+            make_protocol,
             sock=sock,
             ssl=proxy_ssl_context or ssl.create_default_context(),
-            server_hostname=proxy_url.host,
+            server_hostname=tls_server_name(proxy_url.host),
         )
     except BaseException as exc:
-        sock.close()
-        if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError):
+        # From then on the loop closes it, once it no longer watches the descriptor.
+        if not is_taken:
+            sock.close()
+        if isinstance(exc, ssl.SSLError):
+            add_place(exc, f"in the TLS handshake with {_label(proxy_url)}")
+        elif isinstance(exc, OSError):
             raise _naming(_label(proxy_url), exc) from exc
         raise
     stream = _TransportStream(transport, protocol)
@@ -469,7 +612,7 @@ async def _open_tls_tunnel(
 
 
 class _SocketStream:
-    """What python-socks reads from and writes to: a plain connection to a proxy."""
+    """A plain connection to a proxy; python-socks reads from it and writes to it."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, proxy_url: WSParsedURL
@@ -481,15 +624,17 @@ class _SocketStream:
     async def write(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._sock, data)
 
-    async def read(self, max_bytes: int = _MAX_PROXY_HEAD) -> bytes:
-        """Return the whole head of an HTTP response, and nothing of what follows it."""
+    async def read(self) -> bytes:
+        """Return the whole head of the final HTTP response, and nothing of what follows it."""
         # What follows belongs to the target, so it has to stay in the system: hence single bytes.
         head = b""
-        while not head.endswith(_END_OF_HEAD):
-            if len(head) == max_bytes:
-                raise _head_too_long(self._proxy_url)
+        for _ in range(_MAX_PROXY_HEAD):
             head += await self.read_exactly(1)
-        return head
+            if head.endswith(_END_OF_HEAD):
+                if _INTERIM.match(head) is None:
+                    return head
+                head = b""
+        raise _head_too_long(self._proxy_url)
 
     async def read_exactly(self, n: int) -> bytes:
         data = b""
@@ -509,7 +654,7 @@ class _SocketStream:
 
 
 class _TransportStream:
-    """What python-socks reads from and writes to: a TLS connection to a proxy."""
+    """A TLS connection to a proxy, which speaks HTTP."""
 
     def __init__(self, transport: asyncio.Transport, protocol: _HeadReader) -> None:
         self._transport = transport
@@ -517,8 +662,6 @@ class _TransportStream:
 
     async def write(self, data: bytes) -> None:
         self._transport.write(data)
-
-    write_all = write  # its name before python-socks 3
 
     async def read(self) -> bytes:
         return await self._protocol.head
@@ -529,13 +672,14 @@ class _TransportStream:
 
 
 class _HeadReader(asyncio.Protocol):
-    """Reads the head of one HTTP response, then pauses the transport."""
+    """Reads the head of the final HTTP response, then pauses the transport."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, proxy_url: WSParsedURL) -> None:
         self.head: asyncio.Future[bytes] = loop.create_future()
         self.lost = asyncio.Event()
         self._proxy_url = proxy_url
         self._received = b""
+        self._interim_size = 0
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -545,9 +689,14 @@ class _HeadReader(asyncio.Protocol):
         if self.head.done():
             return
         self._received += data
-        end = self._received.find(_END_OF_HEAD)
+        while True:
+            end = self._received.find(_END_OF_HEAD)
+            if end < 0 or _INTERIM.match(self._received) is None:
+                break
+            self._interim_size += end + len(_END_OF_HEAD)
+            self._received = self._received[end + len(_END_OF_HEAD) :]
         if end < 0:
-            if len(self._received) > _MAX_PROXY_HEAD:
+            if self._interim_size + len(self._received) > _MAX_PROXY_HEAD:
                 self._fail(_head_too_long(self._proxy_url))
             return
         if self._transport is not None:

@@ -35,7 +35,7 @@ from .traffic cimport OPCODES, SharedTraffic, count_frame, traffic_stats
 from .wire cimport PF_FRAME_OK, pf_mask
 
 from .describe import ending_text, error_text, opening_text, peer_text, server_text
-from .exceptions import WSConnectionClosedError, WSHandshakeError, WSPeerProtocolError, WSProtocolError
+from .exceptions import WSConnectionClosedError, WSPeerProtocolError, WSProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
 from .sending import PICOWS_DEBUG_LL
@@ -322,6 +322,10 @@ cdef class WSTransport(FrameSender):
         """Server: whether it is connected, and no byte of a request has come."""
         if self.state_code != CONNECTING or self.handshake.has_begun:
             return False
+        return self._has_tls()
+
+    def _has_tls(self):
+        """Whether the TLS handshake is done, or there is none."""
         tls = self.stream.get_extra_info("ssl_object")
         return tls is None or tls.version() is not None
 
@@ -392,7 +396,7 @@ cdef class WSTransport(FrameSender):
             is_client=self.is_client_side, max_frame_size=options.max_frame_size,
             validate_sequence=options.validate_sequence,
             # An extension may use any of the bits; which one does is beyond a frame-level API.
-            allowed_rsv=7 if "Sec-WebSocket-Extensions" in response.headers else 0,
+            allowed_rsv=7 if self.handshake.extensions else 0,
         )
         self.frame_call = how_to_call(listener, "on_ws_frame", _BASE_ON_WS_FRAME, PF_FRAME_SLOT)
         if self.frame_call == CALL_PYTHON:
@@ -963,11 +967,8 @@ cdef class WSTransport(FrameSender):
         """The peer has ended the stream, in whatever way."""
         cause = _CAUSES[end]
         if self.state_code == CONNECTING:
-            if error is None or end == StreamEnd.TLS_TRUNCATED:
-                try:
-                    self.handshake.receive_eof()
-                except WSHandshakeError as eof_error:
-                    error = eof_error
+            if end != StreamEnd.TLS_TRUNCATED or self._has_tls():
+                error = self.handshake.end_error(None if end == StreamEnd.TLS_TRUNCATED else error)
             forget_frames(error)
             if end == StreamEnd.TLS_FAILED:
                 # The stream still has an alert to send.

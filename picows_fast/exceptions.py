@@ -16,15 +16,22 @@ nothing: which error is raised when is the business of the code that raises it.
           WSPeerProtocolError          ... because of the frames the peer sent
         WSConnectionClosedError        the connection ended, or is ending (a ConnectionResetError)
 
-All of them can be pickled and copied.
+All of them can be pickled and copied. Where python-socks is imported, a WSProxyError is also its
+ProxyError, which is what picows raises.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Any, NamedTuple
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .states import NamedIntEnum, WSDisconnectCause
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "VIOLATIONS",
@@ -63,7 +70,19 @@ def _rebuild(cls: type[WSError], args: tuple[object, ...], state: dict[str, Any]
 
 
 class WSError(Exception):
-    """Base of every error that is particular to WebSocket."""
+    """Base of every error that is particular to WebSocket.
+
+    What ``ws_connect`` raises says where it failed; other errors have None there:
+
+    `phase`: "resolving", "connecting", "proxy", "tls" or "upgrade".
+    `host`, `port`: of the server, or of its proxy if that is where it failed.
+
+    An OSError that ``ws_connect`` raises has these attributes, too; a TimeoutError is one.
+    """
+
+    phase: str | None = None
+    host: str | None = None
+    port: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException calls the class with `args`, which is not what most constructors below take.
@@ -96,7 +115,40 @@ class WSInvalidMessageError(WSHandshakeError):
 
 
 class WSInvalidStatusError(WSHandshakeError):
-    """The server answered with another status than 101; `response.status` is that status."""
+    """The server answered with another status than 101; `response.status` is that status.
+
+    A body that was cut short, by the end of the connection or by the deadline, is there as far as
+    it came.
+    """
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds that the server asks to wait (Retry-After, RFC 9110 10.2.3), None if it does not.
+
+        A date counts from the response's own Date, or from now if there is none; never negative.
+        """
+        headers = {} if self.response is None else self.response.headers
+        value = headers.get("Retry-After", "")
+        if re.fullmatch(r"[0-9]{1,15}", value):
+            return float(value)
+        until = _http_date(value)
+        if until is None:
+            return None
+        sent = _http_date(headers.get("Date", ""))
+        return max(0.0, until - (time.time() if sent is None else sent))
+
+
+def _http_date(value: str) -> float | None:
+    """Seconds since the epoch of an HTTP-date (RFC 9110 5.6.7), None if it is none."""
+    # Only a refusal with a date needs this module, which takes a while to import.
+    from datetime import timezone
+    from email.utils import parsedate_to_datetime
+
+    try:
+        date = parsedate_to_datetime(value)
+        return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 class WSInvalidHeaderError(WSHandshakeError):
@@ -143,7 +195,37 @@ class WSInvalidURL(WSError, ValueError):  # noqa: N818 - the name is public API
 
 
 class WSProxyError(WSError):
-    """The proxy could not be reached, refused the tunnel, or did not speak its protocol."""
+    """The proxy refused the tunnel, or did not speak its protocol.
+
+    `error_code`: the status of an HTTP proxy, the reply code of a SOCKS proxy, None if there is
+    none.
+
+    It is a ``python_socks.ProxyError``, too, in a program that imports python-socks.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        del kwargs
+        socks_error = getattr(sys.modules.get("python_socks"), "ProxyError", None)
+        if cls is WSProxyError and socks_error is not None:
+            cls = cast("type[Self]", _socks_proxy_error(socks_error))
+        return super().__new__(cls, *args)
+
+    def __init__(self, description: str, error_code: int | None = None) -> None:
+        super().__init__(description)
+        self.error_code = error_code
+
+
+@functools.cache
+def _socks_proxy_error(base: type[Exception]) -> type[WSProxyError]:
+    """Return the class of a WSProxyError that is python-socks' error, too."""
+
+    def reduce(self: WSProxyError) -> tuple[Any, ...]:
+        # By the public name: the process that reads it may be without python-socks.
+        return _rebuild, (WSProxyError, self.args, self.__dict__.copy())
+
+    return type(
+        "WSProxyError", (WSProxyError, base), {"__module__": __name__, "__reduce__": reduce}
+    )
 
 
 class WSConnectionClosedError(WSError, ConnectionResetError):

@@ -31,6 +31,7 @@ from .http_messages import (
     DEFAULT_LIMITS,
     IS_TOKEN,
     TOKEN,
+    USER_AGENT,
     BadHeadError,
     Buffer,
     HandshakeLimits,
@@ -56,7 +57,6 @@ __all__ = [
     "HandshakeRefusedError",
     "ServerHandshake",
     "parse_extensions",
-    "redirect_headers",
 ]
 
 #: name and parameters of one extension; a parameter without value has None
@@ -90,7 +90,6 @@ _OWNED_REQUEST_HEADERS = frozenset(
         "upgrade",
     }
 )
-_CREDENTIAL_HEADERS = frozenset({"authorization", "cookie", "host", "proxy-authorization"})
 
 # RFC 9110 15.2 sets no limit to interim responses; more than a few of them mean no good.
 _MAX_INTERIM_RESPONSES = 8
@@ -107,7 +106,8 @@ class ClientHandshake:
     handshake makes itself (Upgrade, Connection, Sec-WebSocket-Key, Sec-WebSocket-Version) and those
     of a body are refused. Extensions and subprotocols offered here may be selected by the server.
     `subprotocols`: offered, in order of preference. `limits`: what the response may cost.
-    `key`: value of Sec-WebSocket-Key; random if None.
+    `key`: value of Sec-WebSocket-Key; random if None. `user_agent`: value of User-Agent, unless
+    `extra_headers` have one; None: the request has none.
 
     Raises TypeError or ValueError if an argument is not valid.
     """
@@ -121,6 +121,7 @@ class ClientHandshake:
         limits: HandshakeLimits = DEFAULT_LIMITS,
         send_credentials: bool = True,
         key: str | None = None,
+        user_agent: str | None = USER_AGENT,
     ) -> None:
         if key is None:
             key = base64.b64encode(os.urandom(16)).decode("ascii")
@@ -130,13 +131,15 @@ class ClientHandshake:
         self.trailing_data = b""
         #: what the server selected, or None
         self.subprotocol: str | None = None
+        #: the extensions that the server selected, in its order
+        self.extensions: list[Extension] = []
         #: the validated 101 response, or None as long as there is none
         self.response: WSUpgradeResponse | None = None
         #: what `request_bytes` encodes
         self.request = WSUpgradeRequest(
             path=url.resource_name.encode("ascii"),
             headers=_request_headers(
-                url, checked_headers(extra_headers), subprotocols, send_credentials, key
+                url, checked_headers(extra_headers), subprotocols, send_credentials, key, user_agent
             ),
         )
         # As they were checked, or made here.
@@ -198,6 +201,19 @@ class ClientHandshake:
             f"connection closed before {received} response arrived", self._reader.head
         )
 
+    def end_error(self, error: BaseException | None = None) -> BaseException | None:
+        """What to raise for an end of the connection that is this error, or is in order (None).
+
+        A refusal whose head has arrived says more than either. `error` after the handshake has
+        ended.
+        """
+        if self._finished or (self._refusal is None and error is not None):
+            return error
+        try:
+            self.receive_eof()
+        except WSHandshakeError as eof_error:
+            return eof_error
+
     def _receive_data(self, data: Buffer) -> WSUpgradeResponse | None:
         while self._refusal is None:
             reader = self._reader
@@ -234,7 +250,8 @@ class ClientHandshake:
 
         if response.version != b"HTTP/1.1":
             raise BadHeadError(HTTPStatus.BAD_REQUEST, "HTTP/1.0 cannot switch protocols")
-        if not has_token(headers, "Upgrade", "websocket"):
+        # RFC 6455 4.1: exactly this. Protocols listed beside it would be layers below or above it.
+        if [value.lower() for value in headers.getall("Upgrade", ())] != ["websocket"]:
             raise invalid(
                 "Upgrade", "the server does not switch to websocket", WSInvalidUpgradeError
             )
@@ -272,6 +289,7 @@ class ClientHandshake:
             raise invalid(name, str(error)) from None
         if not {extension for extension, _ in selected} <= {extension for extension, _ in offered}:
             raise invalid(name, "the server selected what was not offered")
+        self.extensions = selected
 
 
 def _request_headers(
@@ -280,6 +298,7 @@ def _request_headers(
     subprotocols: Sequence[str] | None,
     send_credentials: bool,
     key: str,
+    user_agent: str | None,
 ) -> CIMultiDict[str]:
     extra = CIMultiDict(extra_headers)
     for name in extra:
@@ -308,6 +327,11 @@ def _request_headers(
     if send_credentials and url.user_info is not None and "Authorization" not in extra:
         credentials = ":".join(url.user_info).encode("utf-8")
         headers["Authorization"] = "Basic " + base64.b64encode(credentials).decode("ascii")
+    if user_agent is not None and "User-Agent" not in extra:
+        # The default needs no check.
+        if user_agent is not USER_AGENT:
+            user_agent = checked_headers([("User-Agent", user_agent)])[0][1]
+        headers["User-Agent"] = user_agent
     headers.extend(extra)
     return headers
 
@@ -360,6 +384,8 @@ class ServerHandshake:
     trailing_data = b""
     #: what was selected by `accept`, or None
     subprotocol: str | None = None
+    #: the extensions that were selected by `accept`, in the order of the response
+    extensions: Sequence[Extension] = ()
     _finished = False
     # Of a request that was not read at a glance: complete, and right.
     _reader: RequestHeadReader | None = None
@@ -449,6 +475,18 @@ class ServerHandshake:
             HTTPStatus.BAD_REQUEST,
         )
 
+    def end_error(self, error: BaseException | None = None) -> BaseException | None:
+        """What to report for an end of the connection that is this error, or is in order (None).
+
+        `error` after the request is complete, or was refused.
+        """
+        if self._finished or error is not None:
+            return error
+        try:
+            self.receive_eof()
+        except WSHandshakeError as eof_error:
+            return eof_error
+
     def accept(self, response: WSUpgradeResponse | None = None) -> WSUpgradeResponse:
         """Checks that the request asks for WebSocket (RFC 6455 4.2.1), and completes the response.
 
@@ -487,7 +525,7 @@ class ServerHandshake:
                 headers.popall(name, None)
         for name, value in (*_UPGRADE, (_ACCEPT, accept)):
             headers[name] = value
-        self._check_selected_extensions(request, headers)
+        self._select_extensions(request, headers)
         self.subprotocol = self._select_subprotocol(request, headers)
         if self.subprotocol is not None:
             headers["Sec-WebSocket-Protocol"] = self.subprotocol
@@ -670,32 +708,20 @@ class ServerHandshake:
             return selected
         return next((name for name in self._subprotocols if name in offered), None)
 
-    @staticmethod
-    def _check_selected_extensions(request: WSUpgradeRequest, headers: CIMultiDict[str]) -> None:
+    def _select_extensions(self, request: WSUpgradeRequest, headers: CIMultiDict[str]) -> None:
         name = "Sec-WebSocket-Extensions"
         if name not in headers:
             return
         offered = {extension for extension, _ in parse_extensions(request.headers.getall(name, ()))}
-        for extension, _ in parse_extensions(headers.getall(name, ())):
+        selected = parse_extensions(headers.getall(name))
+        for extension, _ in selected:
             if extension not in offered:
                 raise ValueError(
                     f"the response selects extension {extension!r}, which the client did not offer"
                 )
-
-
-def redirect_headers(
-    extra_headers: HeadersLike | None, from_url: WSParsedURL, to_url: WSParsedURL
-) -> list[tuple[str, str]]:
-    """The `extra_headers` to send after a redirect.
-
-    Authorization, Cookie, Proxy-Authorization and Host stay behind when the origin changes.
-
-    Raises TypeError or ValueError if a header is not valid.
-    """
-    headers = checked_headers(extra_headers)
-    if from_url.same_origin(to_url):
-        return headers
-    return [(name, value) for name, value in headers if name.lower() not in _CREDENTIAL_HEADERS]
+        if not selected:
+            del headers[name]  # RFC 6455 9.1: the header has one element at least
+        self.extensions = selected
 
 
 def parse_extensions(values: Iterable[str]) -> list[Extension]:

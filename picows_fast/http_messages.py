@@ -13,6 +13,7 @@ of Content-Length and Transfer-Encoding) is left to it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -22,6 +23,7 @@ from urllib.parse import parse_qsl
 import httptools
 from multidict import CIMultiDict, MultiDict
 
+from ._version import __version__
 from .exceptions import WSInvalidStatusError
 
 __all__ = [
@@ -46,7 +48,13 @@ _REQUEST_BEGINNING = re.compile(_METHOD + rb"(?: |\Z)")
 _ABSOLUTE_FORM = re.compile(rb"(?:http|ws)s?://([^/?@]+)([/?].*)?", re.IGNORECASE)
 # A head without any fault, but for what its start line says.
 _FAULTLESS_HEAD = re.compile(rb"[^\r\n]+\r\n(?:" + _FIELD_LINE.pattern + rb"\r\n)*\r\n")
-_STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+# Statuses from 600 on are in use, and a client treats them as 5xx (RFC 9110 15).
+_STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+
+#: what a client says of itself (RFC 9110 10.1.5)
+USER_AGENT: Final = (
+    f"picows_fast/{__version__} Python/{sys.version_info.major}.{sys.version_info.minor}"
+)
 
 # Looking one up in the enumeration itself takes ten times as long.
 _NAMED_STATUSES: Final[Mapping[int, HTTPStatus]] = {status.value: status for status in HTTPStatus}
@@ -369,7 +377,8 @@ class HeadReader:
                 if len(received) >= limits.max_head_size:
                     raise BadHeadError(
                         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                        f"no end of the headers within {limits.max_head_size} bytes",
+                        "no end of the headers within max_head_size "
+                        f"({limits.max_head_size} bytes)",
                     )
                 return False
             line = bytes(received[self._line_start : line_end])
@@ -410,7 +419,7 @@ class HeadReader:
         elif self._line_count - 1 > self.limits.max_header_count:
             raise BadHeadError(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                f"more than {self.limits.max_header_count} headers",
+                f"more headers than max_header_count ({self.limits.max_header_count})",
             )
         elif line[0] in b" \t":
             raise BadHeadError(HTTPStatus.BAD_REQUEST, "folded header line")

@@ -3,8 +3,8 @@
 ``ClientOptions`` and ``ServerOptions`` are what ``ws_connect`` and ``ws_create_server`` read their
 defaults from and check their arguments with. A value is checked when the object is made, and the
 error names the parameter. What a setting does is carried out elsewhere: this module imports
-nothing of the package but the syntax of origins and subprotocols, does no I/O and knows no event
-loop.
+nothing of the package but the syntax of HTTP, origins and subprotocols, does no I/O and knows no
+event loop.
 
 Each field is declared by ``setting``, which keeps the check, the unit and the text in the field's
 metadata. Rules that concern two settings at once stand in ``_check_combinations``.
@@ -24,6 +24,7 @@ from dataclasses import Field, FrozenInstanceError, dataclass, field, fields
 from ssl import SSLContext, SSLSession
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
+from .http_messages import DEFAULT_LIMITS, IS_TOKEN, USER_AGENT, HandshakeLimits
 from .origins import OriginPolicy
 from .subprotocols import checked_subprotocols
 
@@ -38,6 +39,7 @@ __all__ = [
     "ClientOptions",
     "ConnectionOptions",
     "ServerOptions",
+    "handshake_limits",
 ]
 
 T = TypeVar("T")
@@ -178,6 +180,22 @@ def _origins(name: str, value: Any) -> None:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise _wrong_type(name, "a sequence of str and None", value)
     OriginPolicy(value)
+
+
+def _header_names(name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise _wrong_type(name, "a sequence of str", value)
+    for element in value:
+        if not isinstance(element, str):
+            raise TypeError(f"{name} must contain str, got {type(element).__name__}")
+        if IS_TOKEN.fullmatch(element) is None:
+            raise ValueError(f"{name} must contain names of headers or settings, got {element!r}")
+
+
+def _header_value(name: str, value: Any) -> None:
+    _text(name, value)
+    if not value.isprintable() or not value.isascii():
+        raise ValueError(f"{name} must be printable ASCII")
 
 
 def _headers(name: str, value: Any) -> None:
@@ -358,6 +376,20 @@ class ConnectionOptions(_Settings):
         "disconnect, within close_timeout.",
     )
 
+    max_head_size: int = setting(
+        DEFAULT_LIMITS.max_head_size,
+        _positive,
+        "Largest head of the peer's message in the opening handshake: start line and headers. A "
+        "larger request gets 431; a larger response raises WSInvalidMessageError.",
+        unit="bytes",
+    )
+    max_header_count: int = setting(
+        DEFAULT_LIMITS.max_header_count,
+        _positive,
+        "Most header lines of the peer's message in the opening handshake. More are answered as a "
+        "head that is too large.",
+        unit="headers",
+    )
     max_frame_size: int = setting(
         10 * MIB,
         _length,
@@ -504,13 +536,37 @@ class ClientOptions(ConnectionOptions):
         "Kept as a tuple of pairs.",
         has_secrets=True,
     )
+    user_agent: str | None = setting(
+        USER_AGENT,
+        _optional(_header_value),
+        "Value of the User-Agent header, unless extra_headers has one. None: none is sent. RFC "
+        "9110 10.1.5.",
+    )
     subprotocols: Sequence[str] | None = setting(
-        None, _optional(_subprotocols), "Subprotocols to offer, the preferred first. RFC 6455 1.9."
+        None,
+        _optional(_subprotocols),
+        "Subprotocols to offer, the preferred first. RFC 6455 1.9.",
+        has_secrets=True,
     )
     max_redirects: int = setting(
         5,
         _not_negative,
-        "How many HTTP redirects are followed. 0: none. Credentials do not follow to another host.",
+        "How many HTTP redirects are followed. 0: none. What belongs to one origin does not follow "
+        "to another, see redirect_keeps.",
+    )
+    redirect_keeps: Sequence[str] = setting(
+        (),
+        _header_names,
+        "What follows a redirect to another origin (scheme, host or port): names of extra_headers, "
+        "`subprotocols`, `ssl_context`. Without its name here, a header is left out, and with "
+        "subprotocols or, to a wss URL, an ssl_context the redirect raises WSError.",
+    )
+    max_refusal_size: int = setting(
+        DEFAULT_LIMITS.max_body_size,
+        _positive,
+        "Most bytes of a refusal's body that are kept, in WSInvalidStatusError.raw_body; the rest "
+        "is cut off.",
+        unit="bytes",
     )
 
     ssl_context: SSLContext | None = setting(
@@ -703,3 +759,15 @@ def _header_pairs(
             if not isinstance(text, str):
                 raise TypeError(f"extra_headers must contain str, got {type(text).__name__}")
     return tuple((name, value) for name, value in pairs)
+
+
+def handshake_limits(options: ConnectionOptions) -> HandshakeLimits:
+    """Return what the peer's side of an opening handshake may cost by these settings."""
+    given = options.__dict__
+    if not ("max_head_size" in given or "max_header_count" in given or "max_refusal_size" in given):
+        return DEFAULT_LIMITS
+    return HandshakeLimits(
+        max_head_size=options.max_head_size,
+        max_header_count=options.max_header_count,
+        max_body_size=getattr(options, "max_refusal_size", DEFAULT_LIMITS.max_body_size),
+    )

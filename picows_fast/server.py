@@ -29,7 +29,7 @@ from .listening import LoopAcceptor, open_listening_sockets
 from .logs import resolve_logger
 from .net.foreign import ForeignStream
 from .net.open import socket_stream, tune_socket, uses_loop_transport, with_tls
-from .options import ServerOptions
+from .options import ServerOptions, handshake_limits
 from .origins import OriginPolicy
 from .serving import Server
 
@@ -173,6 +173,7 @@ async def ws_create_server(
         raise
 
     policy = None if options.origins is None else OriginPolicy(options.origins)
+    limits = handshake_limits(options)
     counts_addresses = options.max_connections_per_ip is not None
     limits_upgrades = counts_addresses or options.max_connections is not None
     is_secure = options.ssl is not None
@@ -197,7 +198,9 @@ async def ws_create_server(
                 turn_away(None if is_secure else _refusal_bytes(reason))
                 return
             stream = make_stream()
-            handshake = ServerHandshake(subprotocols=options.subprotocols, origins=policy)
+            handshake = ServerHandshake(
+                limits=limits, subprotocols=options.subprotocols, origins=policy
+            )
             transport = new_transport(
                 loop,
                 stream,

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote_to_bytes, urljoin
 
 from .exceptions import WSInvalidURL
 
-__all__ = ["WSParsedURL", "parse_url"]
+__all__ = ["WSParsedURL", "parse_url", "tls_server_name"]
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _WEBSOCKET_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
@@ -94,6 +94,11 @@ class WSParsedURL:
         host = _bracketed(self.host.partition("%")[0])
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port as a text, the port always written out."""
+        return f"{self.scheme}://{_bracketed(self.host)}:{self.port}"
+
     def same_origin(self, other: WSParsedURL) -> bool:
         """Whether both have the same scheme, host and port (RFC 6454 5)."""
         return (self.scheme, self.host, self.port) == (other.scheme, other.host, other.port)
@@ -168,6 +173,14 @@ def parse_url(url: str) -> WSParsedURL:
         username=username,
         password=password,
     )
+
+
+def tls_server_name(host: str) -> str:
+    """The name for SNI and for the check of a certificate (RFC 6066 3).
+
+    Without a final dot, which only resolvers understand, and without the zone of an IPv6 address.
+    """
+    return host.partition("%")[0].removesuffix(".")
 
 
 def _check_characters(url: str) -> None:

@@ -8,8 +8,10 @@ import contextlib
 import functools
 import http
 import os
+import pickle
 import socket
 import ssl
+import struct
 
 import pytest
 import trustme
@@ -41,7 +43,11 @@ from .support import (
     accept_response,
     address,
     check_echo,
+    client_frame,
+    free_port,
+    raw_client,
     raw_server,
+    read_frame,
     read_head,
     serving,
 )
@@ -341,11 +347,12 @@ async def test_redirect_to_wss(server_tls, client_tls):
         serving(lambda request: Echo(), tls=server_tls) as target,
         scripted(redirect(target)) as (url, _),
     ):
-        assert (await check_echo(url, ssl_context=client_tls)).is_secure
+        keeps = ["ssl_context"]
+        assert (await check_echo(url, ssl_context=client_tls, redirect_keeps=keeps)).is_secure
 
 
 @pytest.mark.parametrize(
-    "location", ["ftp://127.0.0.1/", "", "ws://", "javascript:x", "ws://a b/", "mailto:x@y"]
+    "location", ["ftp://127.0.0.1/", "ws://", "javascript:x", "ws://a b/", "mailto:x@y"]
 )
 async def test_redirect_to_nowhere(location):
     async with scripted(redirect(location), redirect(location), redirect(location)) as (url, _):
@@ -359,28 +366,162 @@ async def test_redirect_without_a_location():
             await ws_connect(Recorder, url)
 
 
-async def test_credentials_are_dropped_on_the_way_to_another_host():
-    headers = {"Authorization": "Bearer secret", "Cookie": "id=secret", "X-Open": "yes"}
+# What a client gives a server to be known by. Any name may be a key's.
+GIVEN = {
+    "Authorization": "secret",
+    "Cookie": "id=secret",
+    "Proxy-Authorization": "secret",
+    "X-MBX-APIKEY": "secret",
+    "x-anything": "secret",
+    "Host": "secret.example",
+    "Sec-WebSocket-Protocol": "token.secret",
+    "Sec-WebSocket-Extensions": "x-secret",
+}
+
+
+async def test_nothing_that_was_given_crosses_an_origin():
+    async with (
+        scripted(None) as (target, target_heads),
+        scripted(redirect(target), redirect(target)) as (url, heads),
+    ):
+        url = url.replace("://", "://user:secret@")
+        transport, _ = await ws_connect(
+            Recorder, url, extra_headers=GIVEN, user_agent="secret/1", ssl_session=None
+        )
+        transport.disconnect(graceful=False)
+    assert b"secret" in heads[0]
+    assert b"secret" not in target_heads[0].lower()
+    assert dict(fields(target_heads[0]))["User-Agent"] == picows_fast.ClientOptions.user_agent
+
+
+async def test_what_redirect_keeps_names_crosses_an_origin():
+    keeps = ("x-mbx-apikey", "user-agent", "subprotocols")
+    async with (
+        scripted(None) as (target, target_heads),
+        scripted(redirect(target)) as (url, _),
+    ):
+        transport, _ = await ws_connect(
+            Recorder,
+            url,
+            extra_headers={"X-MBX-APIKEY": "key", "Cookie": "secret"},
+            user_agent="feed/1",
+            subprotocols=["v1", "v2"],
+            redirect_keeps=keeps,
+        )
+        transport.disconnect(graceful=False)
+    sent = dict(fields(target_heads[0]))
+    assert (sent["X-MBX-APIKEY"], sent["User-Agent"]) == ("key", "feed/1")
+    assert sent["Sec-WebSocket-Protocol"] == "v1, v2"
+    assert "Cookie" not in sent
+
+
+async def test_everything_stays_within_the_origin():
+    async with scripted(redirect("/b"), None) as (url, heads):
+        transport, _ = await ws_connect(
+            Recorder,
+            url.replace("://", "://user:secret@"),
+            extra_headers={"X-KEY": "secret", "Cookie": "secret"},
+            user_agent="feed/1",
+            subprotocols=["token"],
+        )
+        transport.disconnect(graceful=False)
+
+    def given(head):
+        return [(name, value) for name, value in fields(head) if name != "Sec-WebSocket-Key"]
+
+    assert given(heads[1]) == given(heads[0])
+    assert heads[1].count(b"secret") == 2
+
+
+async def test_user_agent_that_is_left_out_stays_so():
     async with (
         scripted(None) as (target, target_heads),
         scripted(redirect(target)) as (url, heads),
     ):
-        transport, _ = await ws_connect(
-            Recorder, url.replace("://", "://user:secret@"), extra_headers=headers
-        )
+        transport, _ = await ws_connect(Recorder, url, user_agent=None)
         transport.disconnect(graceful=False)
-    assert b"secret" in heads[0]
-    assert b"secret" not in target_heads[0]
-    assert ("X-Open", "yes") in fields(target_heads[0])
+    assert "User-Agent" not in dict(fields(heads[0])) | dict(fields(target_heads[0]))
 
 
-async def test_credentials_stay_within_the_origin():
-    async with scripted(redirect("/b"), None) as (url, heads):
-        transport, _ = await ws_connect(
-            Recorder, url, extra_headers={"Authorization": "Bearer secret"}
+@pytest.mark.parametrize("setting", ["subprotocols", "ssl_context", "unix_path"])
+async def test_redirect_that_a_setting_forbids(setting, tmp_path, client_tls, server_tls):
+    """Without the setting it would be another connection, with it, it would be given away."""
+    reached = []
+
+    async def stranger(reader, writer):
+        reached.append(await reader.read(1))
+
+    def redirecting(request):
+        return WSUpgradeResponse.create_redirect_response(307, target)
+
+    given = {
+        "subprotocols": ["token"],
+        "ssl_context": client_tls,
+        "unix_path": tmp_path / "socket",
+    }[setting]
+    place = {"unix_path": given} if setting == "unix_path" else {"host": "127.0.0.1"}
+    tls = server_tls if setting == "ssl_context" else None
+    async with (
+        raw_server(stranger, tls=tls, upgrade=False) as target,
+        await picows_fast.ws_create_server(redirecting, **place) as server,
+    ):
+        url = "ws://localhost/"
+        if setting != "unix_path":
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        with pytest.raises(WSError, match=setting) as caught:
+            await ws_connect(Recorder, url, **{setting: given})
+    assert not reached
+    assert picows_fast.parse_url(target).origin in str(caught.value)
+    assert isinstance(caught.value.__cause__, WSInvalidStatusError)
+
+
+async def test_name_and_session_of_the_first_server_stay_there(authority, client_tls):
+    names = []
+
+    def context(name):
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(made)
+        made.sni_callback = lambda tls, sni, ctx: names.append(sni)
+        return made
+
+    def redirecting(request):
+        return WSUpgradeResponse.create_redirect_response(307, target)
+
+    async with (
+        serving(lambda request: Echo(), tls=context("127.0.0.1")) as target,
+        serving(redirecting, tls=context("first.example")) as url,
+    ):
+        transport = await check_echo(target, ssl_context=client_tls)
+        await check_echo(
+            url,
+            ssl_context=client_tls,
+            server_hostname="first.example",
+            ssl_session=transport.ssl_session,
+            redirect_keeps=["ssl_context"],
         )
-        transport.disconnect(graceful=False)
-    assert b"secret" in heads[1]
+    assert names == [None, "first.example", None]
+
+
+async def test_redirects_for_ever_say_that_a_cookie_was_set():
+    cookie = redirect("/again").replace(b"\r\n", b"\r\nSet-Cookie: id=secret\r\n", 1)
+    async with scripted(cookie, redirect("/again"), redirect("/again")) as (url, heads):
+        with pytest.raises(WSError, match="more than 1 redirects; a cookie was set") as caught:
+            await ws_connect(Recorder, url, max_redirects=1)
+        assert "secret" not in str(caught.value)
+        assert b"ookie" not in heads[1]
+        for empty in (b"", b"Set-Cookie:\r\n"):
+            again = redirect("/again").replace(b"Content", empty + b"Content", 1)
+            async with scripted(again, again) as (other_url, _):
+                with pytest.raises(WSError) as caught:
+                    await ws_connect(Recorder, other_url, max_redirects=1)
+                assert str(caught.value) == "more than 1 redirects"
+
+
+async def test_an_empty_location_leads_nowhere():
+    async with scripted(redirect("")) as (url, heads):
+        with pytest.raises(WSInvalidStatusError):
+            await ws_connect(Recorder, url)
+    assert len(heads) == 1
 
 
 async def test_a_given_socket_is_used_once():
@@ -593,6 +734,58 @@ async def test_server_hostname(authority, client_tls, io_options):
     assert names == ["exchange.example", None, "other.example"]
 
 
+@pytest.mark.parametrize(
+    ("host", "given", "asked"),
+    [
+        ("exchange.example.", None, "exchange.example"),
+        ("other.example", "exchange.example.", "exchange.example"),
+        ("[::1%25lo]", None, None),
+    ],
+)
+async def test_names_are_checked_without_final_dot_and_zone(
+    host, given, asked, authority, client_tls, io_options
+):
+    names, hosts = [], []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("exchange.example", "::1").configure_cert(context)
+    context.sni_callback = lambda tls, name, ctx: names.append(name)
+
+    def accept(request):
+        hosts.append(request.headers["Host"])
+        return Echo()
+
+    async with serving(accept, tls=context, **io_options) as url:
+        there = address(url)
+        await check_echo(
+            f"wss://{host}:{there[1]}/",
+            ssl_context=client_tls,
+            server_hostname=given,
+            socket_factory=lambda url: socket.create_connection(there),
+            **io_options,
+        )
+    assert names == [asked]
+    # RFC 9110 7.2: as the URL has it; RFC 6874 4: without the zone.
+    assert hosts == [f"{host.replace('%25lo', '')}:{there[1]}"]
+
+
+async def test_name_of_an_https_proxy_is_checked_without_its_final_dot(authority, client_tls):
+    names = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("proxy.example").configure_cert(context)
+    context.sni_callback = lambda tls, name, ctx: names.append(name)
+    async with (
+        serving(lambda request: Echo()) as url,
+        Proxy("http", ssl_context=context) as proxy,
+    ):
+        await check_echo(
+            url,
+            proxy=f"https://proxy.example.:{proxy.port}",
+            proxy_ssl_context=client_tls,
+            socket_factory=lambda url: socket.create_connection(("127.0.0.1", proxy.port)),
+        )
+    assert names == ["proxy.example"]
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_session_is_resumed(authority, version, io_options):
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -732,6 +925,73 @@ async def test_what_a_refusal_says(chunked, pieces, io_options):
     assert "403" in str(error)
 
 
+async def test_limits_of_the_response():
+    cookies = b"".join(b"Set-Cookie: a%d=%s\r\n" % (i, b"x" * 100) for i in range(200))
+
+    async def answer(reader, writer):
+        writer.write(accept_response(await read_head(reader), cookies))
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        for limits, text in (
+            ({}, r"max_header_count \(128\)"),
+            ({"max_head_size": 64 * 1024}, r"max_header_count \(128\)"),
+            ({"max_header_count": 300}, r"max_head_size \(16384 bytes\)"),
+            ({"max_head_size": 64 * 1024, "max_header_count": 300}, None),
+        ):
+            if text is None:
+                transport, _ = await ws_connect(Recorder, url, **limits)
+                assert len(transport.response.headers.getall("Set-Cookie")) == 200
+                transport.disconnect(graceful=False)
+            else:
+                with pytest.raises(WSInvalidMessageError, match=text):
+                    await ws_connect(Recorder, url, **limits)
+    refusal = b"HTTP/1.1 403 No\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
+    for limits, size in (({}, 65536), ({"max_refusal_size": 5}, 5),
+                         ({"max_refusal_size": 1 << 20}, 100_000)):  # fmt: skip
+        async with scripted(refusal) as (url, _):
+            with pytest.raises(WSInvalidStatusError) as caught:
+                await ws_connect(Recorder, url, **limits)
+        assert len(caught.value.raw_body) == size
+
+
+@pytest.mark.parametrize("empty", ["", " ", " , ,"])
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_an_empty_extensions_header_allows_no_reserved_bits(side, empty, io_options):
+    header = f"Sec-WebSocket-Extensions:{empty}\r\n".encode()
+
+    async def answer(reader, writer):
+        writer.write(
+            accept_response(await read_head(reader), header)
+            + picows_fast.build_frame(WSMsgType.TEXT, "hi", rsv1=True)
+        )
+        await reader.read()
+
+    def accept(request):
+        headers = {"Sec-WebSocket-Extensions": empty}
+        response = WSUpgradeResponse.create_101_response(headers)
+        return WSUpgradeResponseWithListener(response, server_side)
+
+    if side == "client":
+        async with raw_server(answer, upgrade=False) as url:
+            offer = {"Sec-WebSocket-Extensions": "permessage-deflate"}
+            transport, client = await ws_connect(Recorder, url, extra_headers=offer, **io_options)
+            with pytest.raises(picows_fast.WSPeerProtocolError) as caught:
+                await asyncio.wait_for(transport.wait_disconnected(), TIMEOUT)
+        assert caught.value.violation is picows_fast.WSViolation.RSV_SET
+        assert not client.frames
+    else:
+        server_side = Recorder()
+        async with serving(accept, **io_options) as url:
+            reader, writer = await raw_client(url, extra=header)
+            writer.write(client_frame(WSMsgType.TEXT, b"hi", rsv1=True))
+            message = await asyncio.wait_for(read_frame(reader), TIMEOUT)
+            assert message == (WSMsgType.CLOSE, message[1])
+            assert message[1][:2] == (1002).to_bytes(2, "big")
+            writer.close()
+        assert not server_side.frames
+
+
 async def test_refusal_of_our_own_server(io_options):
     response = WSUpgradeResponse.create_error_response(429, b"slow down", {"Retry-After": "7"})
     async with serving(
@@ -815,28 +1075,196 @@ async def test_no_deadline(io_options):
         await client.closed()
 
 
-@pytest.mark.parametrize("place", ["factory", "accept", "response", "body"])
-async def test_deadline(place, io_options):
+PHASES = {
+    "name": ("resolving", "while resolving 127.0.0.1"),
+    "factory": ("connecting", "while connecting to {}"),
+    "proxy": ("proxy", "while waiting for a tunnel through proxy {}"),
+    "tls": ("tls", "in the TLS handshake with {}"),
+    "accept": ("upgrade", "in the opening handshake with {}"),
+    "tls accept": ("upgrade", "in the opening handshake with {}"),
+    "response": ("upgrade", "in the opening handshake with {}"),
+}
+
+
+@pytest.mark.parametrize("place", PHASES)
+async def test_deadline(place, io_options, server_tls, client_tls, monkeypatch):
     async def answer(reader, writer):
+        if place == "tls":
+            await reader.read()
         head = await read_head(reader)
         if place == "response":
             writer.write(accept_response(head)[:-2])
-        elif place == "body":
-            writer.write(b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\nx")
         await reader.read()
 
-    async def slow(url):
+    async def slow(*arguments, **options):
         await asyncio.sleep(TIMEOUT)
 
-    async with raw_server(answer, upgrade=False) as url:
-        with pytest.raises(asyncio.TimeoutError):
+    if place == "name":
+        monkeypatch.setattr(picows_fast.connecting, "_resolve", slow)
+    tls = server_tls if place == "tls accept" else None
+    async with raw_server(answer, tls=tls, upgrade=False) as url:
+        server = address(url)
+        if place == "proxy":
+            url, proxy = "ws://exchange.example/", url.replace("ws:", "http:")
+        with pytest.raises(asyncio.TimeoutError) as caught:
             await ws_connect(
                 Recorder,
-                url,
-                websocket_handshake_timeout=0.05,
+                url.replace("ws:", "wss:") if place == "tls" else url,
+                # The last two steps begin behind a real TLS handshake.
+                websocket_handshake_timeout=0.5 if place == "tls accept" else 0.05,
                 socket_factory=slow if place == "factory" else None,
+                proxy=proxy if place == "proxy" else None,
+                ssl_context=client_tls,
                 **io_options,
             )
+    error = caught.value
+    phase, text = PHASES[place]
+    assert (error.phase, error.host, error.port) == (phase, *server)
+    assert str(error).startswith("timed out after 0.")
+    assert str(error).endswith(text.format("{}:{}".format(*server)))
+
+
+@pytest.mark.parametrize("end", ["deadline", "reset", "FIN"])
+async def test_a_refusal_whose_body_does_not_end(end, io_options):
+    async def answer(reader, writer):
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 429 No\r\nRetry-After: 30\r\nContent-Length: 9\r\n\r\nslow")
+        await writer.drain()
+        if end == "deadline":
+            await reader.read()
+        elif end == "reset":
+            await asyncio.sleep(0.05)
+            reset_on_close(writer.get_extra_info("socket"))
+            writer.transport.abort()
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(WSInvalidStatusError) as caught:
+            await ws_connect(
+                Recorder, url, websocket_handshake_timeout=0.2 if end == "deadline" else 5,
+                **io_options,
+            )  # fmt: skip
+    error = caught.value
+    assert (error.response.status, error.raw_body, error.retry_after) == (429, b"slow", 30)
+    assert (error.phase, error.host, error.port) == ("upgrade", *address(url))
+
+
+# --- Where it failed
+
+
+def reset_on_close(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "reset"])
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x03\x00\x7a\x02"], ids=["nothing", "a part"])
+async def test_tls_that_ends_in_its_handshake(reset, sent, client_tls, io_options):
+    """It is no answer in HTTP, and is not called one."""
+
+    async def answer(reader, writer):
+        await reader.read(100 if reset else 10_000)
+        writer.write(sent)
+        if reset:
+            reset_on_close(writer.get_extra_info("socket"))
+            writer.transport.abort()
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises((ssl.SSLError, ConnectionError)) as caught:
+            await ws_connect(
+                Recorder, url.replace("ws:", "wss:"), ssl_context=client_tls, **io_options
+            )
+    error = caught.value
+    assert (error.phase, error.host, error.port) == ("tls", *address(url))
+    assert str(error).endswith("in the TLS handshake with {}:{}".format(*address(url)))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+async def test_reset_in_the_opening_handshake(io_options):
+    async def answer(reader, writer):
+        await read_head(reader)
+        reset_on_close(writer.get_extra_info("socket"))
+        writer.transport.abort()
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(ConnectionResetError) as caught:
+            await ws_connect(Recorder, url, **io_options)
+    error = caught.value
+    assert (error.phase, error.host, error.port) == ("upgrade", *address(url))
+    assert str(error).endswith("in the opening handshake with {}:{}".format(*address(url)))
+
+
+async def test_certificate_that_is_not_trusted(server_tls, io_options):
+    async with serving(lambda request: Echo(), tls=server_tls, **io_options) as url:
+        with pytest.raises(ssl.SSLCertVerificationError) as caught:
+            await ws_connect(Recorder, url, **io_options)
+    error = caught.value
+    assert (error.phase, error.host, error.port) == ("tls", *address(url))
+    assert "in the TLS handshake with {}:{}".format(*address(url)) in str(error)
+    assert error.verify_message
+
+
+async def test_tls_handshake_with_a_deadline_of_its_own(client_tls, io_options):
+    async def answer(reader, writer):
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(TimeoutError, match="TLS handshake") as caught:
+            await ws_connect(
+                Recorder, url.replace("ws:", "wss:"), ssl_handshake_timeout=0.05,
+                ssl_context=client_tls, **io_options,
+            )  # fmt: skip
+    assert (caught.value.phase, caught.value.port) == ("tls", address(url)[1])
+
+
+@pytest.mark.parametrize(
+    ("answer", "error_type"),
+    [
+        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", WSInvalidStatusError),
+        (b"HTTP/1.1 101 X\r\n\r\n", WSInvalidUpgradeError),
+        (b"SSH-2.0-x\r\n", WSInvalidMessageError),
+        (redirect("ftp://x/"), WSInvalidURL),
+    ],
+)
+async def test_errors_of_the_opening_handshake_say_where(answer, error_type):
+    async with scripted(answer) as (url, _):
+        with pytest.raises(error_type) as caught:
+            await ws_connect(Recorder, url)
+    error = caught.value
+    assert (error.phase, error.host, error.port) == ("upgrade", *address(url))
+
+
+async def test_errors_before_it_say_where():
+    port = free_port()
+    for proxy in (None, f"http://127.0.0.1:{port}"):
+        url = f"ws://127.0.0.1:{port}/" if proxy is None else "ws://exchange.example/"
+        with pytest.raises(ConnectionRefusedError) as caught:
+            await ws_connect(Recorder, url, proxy=proxy)
+        error = caught.value
+        assert (error.phase, error.host, error.port) == ("connecting", "127.0.0.1", port)
+    with pytest.raises(socket.gaierror) as caught:
+        await ws_connect(Recorder, "ws://exchange.invalid/")
+    assert (caught.value.phase, caught.value.host) == ("resolving", "exchange.invalid")
+    async with Proxy("http", refuse=True) as proxy:
+        with pytest.raises(WSProxyError) as caught:
+            await ws_connect(Recorder, "ws://exchange.example/", proxy=proxy.url())
+    error = caught.value
+    assert (error.phase, error.host, error.port) == ("proxy", "127.0.0.1", proxy.port)
+    assert (WSError.phase, WSError.host, WSError.port) == (None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["listener", "socket"])
+async def test_errors_of_the_callers_own_are_left_as_they_are(kind):
+    own = OSError(5, "mine")
+
+    def fail(*arguments):
+        raise own
+
+    async with serving(lambda request: Echo()) as url:
+        factory = (lambda: fail()) if kind == "listener" else Recorder
+        options = {"socket_factory": fail} if kind == "socket" else {}
+        with pytest.raises(OSError) as caught:
+            await ws_connect(factory, url, **options)
+    assert caught.value is own
+    assert str(own) == "[Errno 5] mine"
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["ws", "wss"])

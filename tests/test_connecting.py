@@ -325,6 +325,22 @@ async def test_a_given_socket_is_closed_on_failure() -> None:
     assert given.fileno() == -1
 
 
+async def test_a_socket_of_a_future_is_closed_when_nobody_waits_for_it() -> None:
+    """The socket is there, and the cancellation comes in the same turn of the loop."""
+    made = socket.socket()
+    future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+    task = asyncio.ensure_future(connect("ws://127.0.0.1/", socket_factory=lambda url: future))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    future.set_result(made)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert made.fileno() == -1
+
+
 async def test_an_error_of_the_factory_is_raised() -> None:
     def fail(url: WSParsedURL) -> None:
         raise LookupError("no socket today")
@@ -439,13 +455,25 @@ async def test_proxy_credentials(kind: str) -> None:
             with no_unclosed_sockets(), pytest.raises(WSProxyError) as caught:
                 await connect(url, proxy=proxy.url(user_info=wrong))
             assert "hunter" not in str(caught.value)
-            assert caught.value.__cause__ is not None
+            assert (caught.value.__cause__ is None) == (kind == "http")
 
 
 async def test_credentials_that_a_proxy_cannot_be_given() -> None:
-    async with Proxy("http") as proxy:
-        with no_unclosed_sockets(), pytest.raises(ValueError, match=r"proxy http://127\.0"):
-            await connect("ws://127.0.0.1:1/", proxy=proxy.url(user_info="u:%E2%82%AC"))
+    async with Proxy("socks5", credentials=("u", "p")) as proxy:
+        for wrong in ("u:%E2%82%AC", "u:" + "hunter" * 50):
+            with no_unclosed_sockets(), pytest.raises(ValueError) as caught:
+                await connect("ws://127.0.0.1:1/", proxy=proxy.url(user_info=wrong))
+            assert f"proxy socks5://127.0.0.1:{proxy.port}" in str(caught.value)
+            assert "hunter" not in str(caught.value)
+            assert "20ac" not in str(caught.value)
+            assert "\u20ac" not in str(caught.value)
+
+
+async def test_credentials_for_an_http_proxy_are_utf8() -> None:
+    credentials = ("ü", "€")
+    async with echo_server() as port, Proxy("http", credentials=credentials) as proxy:
+        url = proxy.url(user_info="%C3%BC:%E2%82%AC")
+        await assert_echo(await connect(f"ws://127.0.0.1:{port}/", proxy=url))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -460,8 +488,72 @@ async def test_proxy_that_refuses(kind: str, trouble: str) -> None:
 
 async def test_refused_by_an_http_proxy_shows_its_status() -> None:
     async with Proxy("http", refuse=True) as proxy:
-        with pytest.raises(WSProxyError, match=r"exchange\.test:8: 403 Forbidden"):
+        with pytest.raises(WSProxyError, match=r"exchange\.test:8: 403 Forbidden") as caught:
             await connect("ws://exchange.test:8/", proxy=proxy.url())
+        assert caught.value.error_code == 403
+
+
+async def test_refused_by_a_socks_proxy_shows_its_reply_code() -> None:
+    python_socks = pytest.importorskip("python_socks")
+    for kind, code in (("socks4", 0x5B), ("socks5", 2)):
+        async with Proxy(kind, refuse=True) as proxy:
+            with pytest.raises(python_socks.ProxyError) as caught:
+                await connect("ws://exchange.test:8/", proxy=proxy.url())
+            assert isinstance(caught.value, WSProxyError)
+            assert caught.value.error_code == code
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 x\r\nLink: y\r\n\r\n"
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 201 Created\r\n\r\n",
+        b"HTTP/1.0 299\r\n\r\n",
+        b"HTTP/1.1 200 Verbindung ge\xf6ffnet\r\nno header\r\n folded\r\n\r\n",
+        # RFC 9110 9.3.6: these are ignored.
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
+        INTERIM + b"HTTP/1.1 202 Accepted\r\n\r\n",
+    ],
+)
+async def test_any_2xx_opens_the_tunnel(
+    answer: bytes, pieces: bool, over_tls: bool, contexts: Any
+) -> None:
+    context = contexts[0] if over_tls else None
+    async with (
+        echo_server() as port,
+        Proxy("http", answer=answer, pieces=pieces, ssl_context=context) as proxy,
+    ):
+        made = await connect(
+            f"ws://127.0.0.1:{port}/", proxy=proxy.url(), proxy_ssl_context=contexts[1]
+        )
+        if over_tls:
+            made.abort()
+        else:
+            await assert_echo(made)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n", "302 Found"),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "101 Switching"),
+        (INTERIM + b"HTTP/1.1 407 Who\r\n\r\n", "407 Who"),
+        (b"HTTP/1.1 999\r\n\r\n", "999"),
+        (b"HTTP/2 200 OK\r\n\r\n", "did not answer in HTTP"),
+        (b"HTTP/1.1\r\n\r\n", "did not answer in HTTP"),
+        (b"HTTP/1.1 099 x\r\n\r\n", "did not answer in HTTP"),
+        (INTERIM * 500, "head over"),
+    ],
+)
+async def test_anything_else_refuses_it(answer: bytes, text: str, contexts: Any) -> None:
+    for context in (None, contexts[0]):
+        async with Proxy("http", answer=answer, ssl_context=context) as proxy:
+            with no_unclosed_sockets(), pytest.raises(WSProxyError, match=text):
+                await connect("ws://127.0.0.1:1/", proxy=proxy.url(), proxy_ssl_context=contexts[1])
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks4", "socks5"])
@@ -519,7 +611,10 @@ async def test_local_addr_concerns_the_proxy(kind: str) -> None:
 async def test_without_python_socks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "python_socks", None)
     with pytest.raises(ImportError, match=r"pip install picows_fast\[proxy\]"):
-        await connect("ws://127.0.0.1/", proxy="http://127.0.0.1:1")
+        await connect("ws://127.0.0.1/", proxy="socks5://127.0.0.1:1")
+    # HTTP is spoken without it.
+    async with echo_server() as port, Proxy("http") as proxy:
+        await assert_echo(await connect(f"ws://127.0.0.1:{port}/", proxy=proxy.url()))
 
 
 async def test_unix_path_and_proxy() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import sys
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,7 @@ EVERY_ERROR = [
     WSInvalidHeaderError("text", "Host", "value", b"head"),
     WSInvalidUpgradeError("text", "Upgrade"),
     WSInvalidURL("ws:", "text"),
-    WSProxyError("text"),
+    WSProxyError("text", 407),
     WSProtocolError(1011, "text"),
     WSPeerProtocolError(WSViolation.MASKED, "text"),
     WSConnectionClosedError("text", WSDisconnectCause.PEER_RESET, 1012, "back soon"),
@@ -72,8 +75,11 @@ def test_docstring_draws_the_tree_as_it_is():
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_every_error_survives_pickle_and_copy(error, duplicate):
+    error.phase, error.host, error.port = "proxy", "proxy.example.com", 8080
     twin = duplicate(error)
-    assert type(twin) is type(error)
+    # python-socks may have been imported since the error was made.
+    assert type(twin) is type(error) or isinstance(error, WSProxyError)
+    assert isinstance(twin, type(error))
     assert str(twin) == str(error)
     assert "text" in str(twin)
     assert twin.args == error.args
@@ -85,6 +91,65 @@ def test_handshake_error_with_response_survives_pickle():
     twin = pickle.loads(pickle.dumps(WSInvalidStatusError("text", b"head", b"no", response)))
     assert twin.response.to_bytes() == response.to_bytes()
     assert (twin.raw_header, twin.raw_body) == (b"head", b"no")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "30"}, 30.0),
+        ({"Retry-After": "0"}, 0.0),
+        ({"Retry-After": ""}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "-1"}, None),
+        ({"Retry-After": "1.5"}, None),
+        ({"Retry-After": "9" * 5000}, None),
+        (
+            {
+                "Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT",
+                "Date": "Sun, 06 Nov 1994 08:48:07 GMT",
+            },
+            90.0,
+        ),
+        # What is past is now. The two obsolete forms of a date are read, too (RFC 9110 5.6.7).
+        ({"Retry-After": "Sunday, 06-Nov-94 08:49:37 GMT"}, 0.0),
+        ({"Retry-After": "Sun Nov  6 08:49:37 1994", "Date": "nonsense"}, 0.0),
+        ({"Retry-After": "Sun, 99 Nov 1994 08:49:37 GMT"}, None),
+    ],
+)
+def test_retry_after(headers, seconds):
+    response = WSUpgradeResponse.create_error_response(503, None, headers)
+    assert WSInvalidStatusError("text", b"", b"", response).retry_after == seconds
+
+
+def test_retry_after_counts_from_now_without_a_date():
+    date = formatdate(time.time() + 1000, usegmt=True)
+    response = WSUpgradeResponse.create_error_response(503, None, {"Retry-After": date})
+    assert 900 < WSInvalidStatusError("text", b"", b"", response).retry_after <= 1000
+    assert WSInvalidStatusError("text").retry_after is None
+
+
+def test_proxy_error_is_also_that_of_python_socks():
+    python_socks = pytest.importorskip("python_socks")
+    error = WSProxyError("refused", error_code=407)
+    assert isinstance(error, python_socks.ProxyError)
+    assert (type(error).__name__, str(error), error.error_code) == ("WSProxyError", "refused", 407)
+    assert repr(error) == "WSProxyError('refused')"
+
+    class OwnError(WSProxyError):
+        pass
+
+    assert not isinstance(OwnError("x"), python_socks.ProxyError)
+
+
+def test_proxy_error_crosses_to_a_process_without_python_socks(monkeypatch):
+    pytest.importorskip("python_socks")
+    data = pickle.dumps(WSProxyError("refused", 407))
+    assert b"python_socks" not in data
+    monkeypatch.setitem(sys.modules, "python_socks", None)
+    twin = pickle.loads(data)
+    assert type(twin) is WSProxyError
+    assert (str(twin), twin.error_code) == ("refused", 407)
 
 
 def test_subclass_with_another_constructor_survives_pickle():

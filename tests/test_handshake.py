@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import gc
 import pickle
+import sys
 import weakref
 from http import HTTPStatus
 
 import pytest
 from multidict import CIMultiDict
 
+import picows_fast
 from picows_fast.exceptions import (
     WSHandshakeError,
     WSInvalidHeaderError,
@@ -22,9 +24,8 @@ from picows_fast.handshake import (
     ClientHandshake,
     ServerHandshake,
     parse_extensions,
-    redirect_headers,
 )
-from picows_fast.http_messages import HandshakeLimits, WSUpgradeResponse
+from picows_fast.http_messages import USER_AGENT, HandshakeLimits, WSUpgradeResponse
 from picows_fast.url import parse_url
 
 from .heads import cuttings, receive
@@ -133,10 +134,35 @@ def test_request_on_the_wire():
     assert handshake.request_bytes() == (
         b"GET /chat?a=b HTTP/1.1\r\nHost: example.com:8443\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Key: " + KEY.encode() + b"\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: one, two\r\nX-A: 1\r\nx-a: 2\r\n\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: one, two\r\n"
+        b"User-Agent: " + USER_AGENT.encode() + b"\r\nX-A: 1\r\nx-a: 2\r\n\r\n"
     )
     assert handshake.request.path == b"/chat?a=b"
     assert handshake.request.subprotocols == ["one", "two"]
+
+
+def test_user_agent():
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"picows_fast/{picows_fast.__version__} Python/{version}" == USER_AGENT
+    sent = {
+        name: client(**arguments).request.headers.getall("User-Agent", None)
+        for name, arguments in {
+            "default": {},
+            "setting": {"user_agent": "feed/1"},
+            "none": {"user_agent": None},
+            "header": {"extra_headers": {"user-agent": "feed/2"}},
+            "both": {"extra_headers": {"User-Agent": "feed/2"}, "user_agent": "feed/1"},
+        }.items()
+    }
+    assert sent == {
+        "default": [USER_AGENT],
+        "setting": ["feed/1"],
+        "none": None,
+        "header": ["feed/2"],
+        "both": ["feed/2"],
+    }
+    with pytest.raises(ValueError, match="User-Agent"):
+        client(user_agent="a\r\nX-Injected: yes")
 
 
 def test_key_is_random():
@@ -214,7 +240,6 @@ def test_offered_extensions_are_checked():
         {"Connection": "keep-alive, Upgrade"},
         {"Connection": ["keep-alive", " , uPGRADE,,"]},
         {"Upgrade": "WebSocket"},
-        {"Upgrade": "h2c, websocket"},
         {"Content-Length": "0"},
         {"Sec_WebSocket_Accept": " \t" + ACCEPT + "\t "},
         {"Server": "x", "X_Obs_Text": "\xe9"},
@@ -227,6 +252,7 @@ def test_good_responses(changes, trailing):
     assert handshake.rest == trailing
     assert handshake.response.status is HTTPStatus.SWITCHING_PROTOCOLS
     assert handshake.subprotocol is None
+    assert handshake.extensions == []
 
 
 @pytest.mark.parametrize("trailing", [b"", TRAILING])
@@ -236,6 +262,13 @@ def test_good_responses(changes, trailing):
         ({"Upgrade": None}, WSInvalidUpgradeError, "Upgrade"),
         ({"Upgrade": "h2c"}, WSInvalidUpgradeError, "Upgrade"),
         ({"Upgrade": "websocket2"}, WSInvalidUpgradeError, "Upgrade"),
+        ({"Upgrade": ""}, WSInvalidUpgradeError, "Upgrade"),
+        # Only Connection is a list (RFC 6455 4.1).
+        ({"Upgrade": "h2c, websocket"}, WSInvalidUpgradeError, "Upgrade"),
+        ({"Upgrade": "websocket,"}, WSInvalidUpgradeError, "Upgrade"),
+        ({"Upgrade": ["websocket", "h2c"]}, WSInvalidUpgradeError, "Upgrade"),
+        ({"Upgrade": ["websocket", "websocket"]}, WSInvalidUpgradeError, "Upgrade"),
+        ({"Connection": ""}, WSInvalidUpgradeError, "Connection"),
         ({"Connection": None}, WSInvalidUpgradeError, "Connection"),
         ({"Connection": "close"}, WSInvalidUpgradeError, "Connection"),
         ({"Connection": "not-upgrade"}, WSInvalidUpgradeError, "Connection"),
@@ -286,8 +319,13 @@ def test_subprotocol_that_was_not_offered(selected):
 def test_offered_extension_may_be_selected():
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
     selected = 'permessage-deflate; server_max_window_bits="10"'
-    _, error = answer(response(Sec_WebSocket_Extensions=selected), extra_headers=offer)
+    handshake, error = answer(response(Sec_WebSocket_Extensions=selected), extra_headers=offer)
     assert error is None
+    assert handshake.extensions == [("permessage-deflate", [("server_max_window_bits", "10")])]
+    for empty in ("", " ", " ,", ",\t,"):
+        handshake, error = answer(response(Sec_WebSocket_Extensions=empty), extra_headers=offer)
+        assert error is None
+        assert handshake.extensions == []
     selected += ", other"
     _, error = answer(response(Sec_WebSocket_Extensions=selected), extra_headers=offer)
     assert error.name == "Sec-WebSocket-Extensions"
@@ -393,6 +431,24 @@ def test_connection_closed_before_the_response(data, text):
     assert error.raw_header == data
 
 
+def test_what_an_end_of_the_connection_means():
+    reset = ConnectionResetError()
+    assert client().end_error(reset) is reset
+    assert type(client().end_error()) is WSInvalidMessageError
+    for how in (None, reset):
+        handshake = client()
+        handshake.receive_data(b"HTTP/1.1 429 x\r\nContent-Length: 9\r\n\r\nslow")
+        error = handshake.end_error(how)
+        assert type(error) is WSInvalidStatusError
+        assert (error.response.status, error.raw_body) == (429, b"slow")
+        assert handshake.end_error(how) is how
+    handshake = ServerHandshake()
+    handshake.receive_data(b"GET / HT")
+    assert handshake.end_error(reset) is reset
+    assert type(handshake.end_error()) is WSInvalidMessageError
+    assert handshake.end_error() is None
+
+
 def test_client_handshake_ends_once():
     handshake = client()
     handshake.receive_data(response())
@@ -415,26 +471,6 @@ def test_any_buffer_is_received(kind):
     with pytest.raises(WSInvalidStatusError):
         client().receive_data(kind(b"HTTP/1.1 400 x\r\nContent-Length: 1\r\n\r\nab"))
     assert ServerHandshake().receive_data(kind(request())) is not None
-
-
-# ---- Redirects
-
-
-def test_redirect_headers_stay_within_the_origin():
-    secret = [("Cookie", "c"), ("authorization", "a"), ("Proxy-Authorization", "p"), ("Host", "h")]
-    public = [("X-A", "1"), ("X-A", "2")]
-    here = parse_url("wss://h/a")
-    assert redirect_headers(secret + public, here, parse_url("wss://h:443/b")) == secret + public
-    for there in ("wss://h:444/a", "wss://other/a"):
-        assert redirect_headers(secret + public, here, parse_url(there)) == public
-    assert redirect_headers(None, here, here) == []
-
-
-def test_credentials_do_not_follow_a_redirect_to_another_host():
-    here = parse_url("ws://user:secret@one/a")
-    there = here.redirect("ws://two/b")
-    headers = redirect_headers({"Authorization": "Bearer secret"}, here, there)
-    assert b"uthorization" not in ClientHandshake(there, extra_headers=headers).request_bytes()
 
 
 # ---- The client's request at the server
@@ -777,7 +813,18 @@ def test_factory_cannot_select_what_was_not_offered(extra_headers):
 def test_factory_may_select_an_offered_extension():
     handshake, _ = ask(request(Sec_WebSocket_Extensions="x; a=1, y"))
     given = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Extensions": "y; b"})
+    assert handshake.extensions == ()
     assert handshake.accept(given).headers["Sec-WebSocket-Extensions"] == "y; b"
+    assert handshake.extensions == [("y", [("b", None)])]
+
+
+@pytest.mark.parametrize("offered", [None, "", "x"])
+@pytest.mark.parametrize("selected", ["", " ,"])
+def test_an_empty_header_selects_no_extension(offered, selected):
+    handshake, _ = ask(request(Sec_WebSocket_Extensions=offered))
+    given = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Extensions": selected})
+    assert "Sec-WebSocket-Extensions" not in handshake.accept(given).headers
+    assert not handshake.extensions
 
 
 def test_handshake_owns_its_headers():

@@ -33,9 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "keepalive": set(),
     "logs": set(),
     "origins": set(),
-    "options": {"origins", "subprotocols"},
+    "options": {"http_messages", "origins", "subprotocols"},
     "url": {"exceptions"},
-    "http_messages": {"exceptions"},
+    "http_messages": {"_version", "exceptions"},
     "subprotocols": {"http_messages"},
     "upgrade_request": set(),
     "handshake": {"exceptions", "url", "origins", "subprotocols", "http_messages"}
@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "describe": {"codec", "exceptions", "states", "url"},
     "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive", "describe"}
     | {"http_messages", "stats", "traffic", "callbacks", "sending"},
-    "connecting": {"exceptions", "url"},
+    "connecting": {"exceptions", "http_messages", "url"},
     "listening": set(),
     "connections": {"states", "stats"},
     "serving": {"codec", "states", "handshake", "connections", "listening", "traffic"},

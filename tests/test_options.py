@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
+from picows_fast.http_messages import HandshakeLimits
 from picows_fast.options import (
     ClientOptions,
     ConnectionOptions,
     ServerOptions,
+    handshake_limits,
 )
 
 CLASSES = [ConnectionOptions, ClientOptions, ServerOptions]
@@ -39,6 +41,7 @@ SECONDS = [
     "ssl_handshake_timeout",
     "ssl_shutdown_timeout",
 ]
+COUNTS = ["max_head_size", "max_header_count"]
 POSITIVE_SIZES = ["max_frame_size", "read_buffer_init_size", "max_write_backlog"]
 SIZES = [*POSITIVE_SIZES, "write_high_watermark", "write_low_watermark"]
 
@@ -67,6 +70,9 @@ def test_defaults_of_what_picows_has_not() -> None:
     assert options.write_high_watermark == 64 * 1024
     assert options.write_low_watermark == 16 * 1024
     assert options.max_write_backlog == 64 * 1024 * 1024
+    assert (options.max_head_size, options.max_header_count) == (16 * 1024, 128)
+    assert ClientOptions().max_refusal_size == 64 * 1024
+    assert ClientOptions().redirect_keeps == ()
 
 
 @pytest.mark.parametrize(
@@ -160,14 +166,14 @@ def test_none_where_it_means_off(name: str, may_be_none: bool) -> None:
             ConnectionOptions(**{name: None})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*SIZES, *COUNTS])
 @pytest.mark.parametrize("value", [True, 1.0, "1"])
 def test_a_size_is_an_int(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^{name} must be an int, got {type(value).__name__}$"):
         ConnectionOptions(**{name: value})
 
 
-@pytest.mark.parametrize("name", POSITIVE_SIZES)
+@pytest.mark.parametrize("name", [*POSITIVE_SIZES, *COUNTS])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_size_is_positive(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be positive, got {value}$"):
@@ -235,6 +241,16 @@ def test_seconds_that_may_be_zero() -> None:
 
 
 @pytest.mark.parametrize("cls", [ClientOptions, ServerOptions])
+def test_handshake_limits(cls: Any) -> None:
+    assert handshake_limits(cls()) is handshake_limits(cls()) == HandshakeLimits()
+    options = cls(max_head_size=1000, max_header_count=20)
+    assert handshake_limits(options) == HandshakeLimits(max_head_size=1000, max_header_count=20)
+    if cls is ClientOptions:
+        limits = handshake_limits(cls(max_refusal_size=10))
+        assert limits == HandshakeLimits(max_body_size=10)
+
+
+@pytest.mark.parametrize("cls", [ClientOptions, ServerOptions])
 def test_subprotocols(cls: Any) -> None:
     assert cls(subprotocols=["a.v1", "b"]).subprotocols == ["a.v1", "b"]
     assert cls(subprotocols=()).subprotocols == ()
@@ -267,7 +283,9 @@ def test_extra_headers_of_a_wrong_type(headers: Any) -> None:
 
 def test_secrets_are_not_shown() -> None:
     options = ClientOptions(
-        proxy="http://user:hunter2@proxy.test", extra_headers={"Authorization": "hunter2"}
+        proxy="http://user:hunter2@proxy.test",
+        extra_headers={"Authorization": "hunter2"},
+        subprotocols=["token.hunter2"],
     )
     assert "hunter2" not in repr(options)
 
@@ -288,6 +306,11 @@ def test_secrets_are_not_shown() -> None:
         ("local_addr", (1, 2)),
         ("local_addr", ("127.0.0.1", "0")),
         ("max_redirects", 1.0),
+        ("max_refusal_size", 1.0),
+        ("redirect_keeps", "ssl_context"),
+        ("redirect_keeps", {"ssl_context"}),
+        ("redirect_keeps", [b"Cookie"]),
+        ("user_agent", b"feed/1"),
         ("happy_eyeballs_delay", "fast"),
         ("interleave", True),
         ("family", "ipv4"),
@@ -302,6 +325,11 @@ def test_client_settings_of_a_wrong_type(name: str, value: Any) -> None:
     ("name", "value"),
     [
         ("max_redirects", -1),
+        ("max_refusal_size", 0),
+        ("redirect_keeps", ["X-A: b"]),
+        ("user_agent", ""),
+        ("user_agent", "a\r\nX-Injected: yes"),
+        ("user_agent", "fünf"),
         ("proxy", ""),
         ("local_addr", ("127.0.0.1", 65536)),
         ("happy_eyeballs_delay", 0),

@@ -322,6 +322,28 @@ async def test_no_deadline(io_options):
         peer.close()
 
 
+async def test_limits_of_the_request():
+    large = UPGRADE_REQUEST[:-2] + b"Cookie: a=" + b"x" * 20_000 + b"\r\n\r\n"
+    many = UPGRADE_REQUEST[:-2] + b"X: y\r\n" * 150 + b"\r\n"
+    for request, limits, name in (
+        (large, {}, "max_head_size (16384 bytes)"),
+        (large, {"max_head_size": 32 * 1024}, None),
+        (UPGRADE_REQUEST, {"max_head_size": 100}, "max_head_size (100 bytes)"),
+        (many, {}, "max_header_count (128)"),
+        (many, {"max_header_count": 200}, None),
+    ):
+        async with serving(lambda request: Echo(), **limits) as url:
+            if name is not None:
+                status, _, body = head_and_body(await ask(url, request))
+                assert status == 431
+                assert name in body.decode()
+            else:
+                peer = Peer(await connect_socket(address(url)), is_client=True)
+                await peer.send_bytes(request)
+                assert b" 101 " in await peer.read_head()
+                peer.close()
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [

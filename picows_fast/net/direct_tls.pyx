@@ -190,9 +190,9 @@ cdef class DirectTlsStream(TcpStream):
             self.handshaking = False
         except WantRead:
             pass
-        except (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError) as error:
+        except (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError):
             end = StreamEnd.TLS_TRUNCATED
-            problem = error
+            problem = ssl_module.SSLEOFError(ssl_module.SSL_ERROR_EOF, "the connection ended")
         except ssl_module.SSLSyscallError as error:     # how older Pythons put it
             end = StreamEnd.RESET
             problem = ConnectionResetError("the connection was reset during the TLS handshake")

@@ -103,7 +103,11 @@ cdef class TlsStream(ByteStream):
                 end = StreamEnd.TLS_CLOSE_NOTIFY
             else:
                 end = StreamEnd.TLS_TRUNCATED
-                error = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended without a TLS close_notify alert")
+                error = ssl.SSLEOFError(
+                    ssl.SSL_ERROR_EOF,
+                    "the connection ended" if self.handshaking
+                    else "the connection ended without a TLS close_notify alert",
+                )
         self.report_end(end, error)
         return 0
 

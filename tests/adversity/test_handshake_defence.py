@@ -433,7 +433,7 @@ SERVERS: dict[str, tuple[bytes, bytes, float | None, type[BaseException]]] = {
         WSInvalidStatusError,
     ),
     "a slow head": (b"HTTP/1.1 101 Switching\r\n", b"X: y\r\n", 0.01, asyncio.TimeoutError),
-    "a slow body": (FORBIDDEN + b"\r\n", b"no ", 0.01, asyncio.TimeoutError),
+    "a slow body": (FORBIDDEN + b"\r\n", b"no ", 0.01, WSInvalidStatusError),
     "slow interim responses": (b"", INTERIM, 0.05, asyncio.TimeoutError),
 }
 

@@ -53,7 +53,31 @@ __all__ = [
 MAX_CLOSE_REASON_SIZE = 123
 
 _SHOWN_VALUE_LENGTH = 200
-_USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
+# Their values may be credentials, or tokens that stand in for some.
+_SECRET_HEADERS = frozenset(
+    ("authorization", "proxy-authorization", "cookie", "set-cookie", "location")
+    + ("sec-websocket-protocol",)
+)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,20}")
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Za-z:.%_~\-]*\]|[\w.~\-]{0,255})(?::[0-9]{0,20})?")
+
+
+def shown_url(url: str) -> str:
+    """The URL as texts show it, whatever is wrong with it: scheme, host and port.
+
+    User info, path and query may be secrets, and so is what cannot be told from them.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or _SCHEME.fullmatch(scheme) is None:
+        return "..."
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    tail = rest[len(authority) :]
+    user_info, at_sign, host = authority.rpartition("@")
+    # An "@" behind the authority may end a password that should have been percent-encoded.
+    if "@" in tail or "@" in user_info or _HOST_AND_PORT.fullmatch(host) is None:
+        return f"{scheme}://..."
+    hidden = "/..." if tail not in ("", "/") else tail
+    return f"{scheme}://{'***@' if at_sign else ''}{host}{hidden}"
 
 
 def close_text(code: int, reason: str | None) -> str:
@@ -154,7 +178,8 @@ def _http_date(value: str) -> float | None:
 class WSInvalidHeaderError(WSHandshakeError):
     """A header of the opening handshake is missing, repeated, or has a wrong value.
 
-    `name`: the header. `value`: what it said, None if it is missing.
+    `name`: the header. `value`: what it said, None if it is missing. The text of the error leaves
+    out values of headers that may carry credentials.
     """
 
     def __init__(
@@ -174,6 +199,8 @@ class WSInvalidHeaderError(WSHandshakeError):
         if self.value is None:
             return f"{self.args[0]} ({self.name} is missing)"
         value = self.value
+        if self.name.lower() in _SECRET_HEADERS:
+            return f"{self.args[0]} ({self.name}: {len(value)} characters)"
         if len(value) > _SHOWN_VALUE_LENGTH:
             value = value[:_SHOWN_VALUE_LENGTH] + "..."
         return f"{self.args[0]} ({self.name}: {value!r})"
@@ -186,11 +213,12 @@ class WSInvalidUpgradeError(WSInvalidHeaderError):
 class WSInvalidURL(WSError, ValueError):  # noqa: N818 - the name is public API
     """Not a valid WebSocket URL (RFC 6455 3, RFC 3986).
 
-    `url` is the URL as it was given. The text of the error leaves out its user name and password.
+    `url` is the URL as it was given. The text of the error has no more of it than scheme, host and
+    port.
     """
 
     def __init__(self, url: str, msg: str) -> None:
-        super().__init__(f"{_USER_INFO.sub('***@', url)!r} isn't a valid URL: {msg}")
+        super().__init__(f"{shown_url(url)!r} isn't a valid URL: {msg}")
         self.url = url
 
 

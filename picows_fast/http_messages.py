@@ -87,19 +87,24 @@ class HandshakeLimits:
 DEFAULT_LIMITS = HandshakeLimits()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WSUpgradeRequest:
     """The client's request of an opening handshake (RFC 6455 4.1).
 
     `method`: b"GET", or b"HEAD" for plain HTTP. `path`: path and query. `version`: b"HTTP/1.1", or
     b"HTTP/1.0" for plain HTTP. `headers`: case-insensitive; bytes that are not UTF-8 are
     surrogate-escaped (PEP 383).
+
+    Its repr has the names of the headers; path and values may be secrets.
     """
 
     method: bytes = b"GET"
     path: bytes = b"/"
     version: bytes = b"HTTP/1.1"
     headers: CIMultiDict[str] = field(default_factory=CIMultiDict)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.method!r}, headers {list(self.headers)}>"
 
     @property
     def subprotocols(self) -> list[str]:
@@ -121,18 +126,27 @@ class WSUpgradeRequest:
         return MultiDict(parse_qsl(text, keep_blank_values=True))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WSUpgradeResponse:
     """The server's response of an opening handshake (RFC 6455 4.2.2).
 
     `version`: b"HTTP/1.1". `status`: an HTTPStatus, or an int if the number has no name.
     `headers`: case-insensitive. `body`: bytes or None; chunked transfer coding is undone.
+
+    Its repr has the names of the headers; values and body may be secrets.
     """
 
     version: bytes = b"HTTP/1.1"
     status: HTTPStatus | int = HTTPStatus.OK
     headers: CIMultiDict[str] = field(default_factory=CIMultiDict)
     body: bytes | None = None
+
+    def __repr__(self) -> str:
+        size = 0 if self.body is None else len(self.body)
+        return (
+            f"<{type(self).__name__} {int(self.status)}, headers {list(self.headers)}, "
+            f"{size} bytes of body>"
+        )
 
     @staticmethod
     def create_101_response(extra_headers: HeadersLike | None = None) -> WSUpgradeResponse:
@@ -242,9 +256,11 @@ def checked_headers(headers: HeadersLike | None) -> list[tuple[str, str]]:
     checked: list[tuple[str, str]] = []
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str):
-            raise TypeError(f"header name must be a str, got {name!r}")
+            raise TypeError(f"header name must be a str, got {type(name).__name__}")
         if IS_TOKEN.fullmatch(name) is None:
-            raise ValueError(f"header name {name!r} is not a token (RFC 9110 5.6.2)")
+            # What begins as a name may go on as its value.
+            shown = re.split(r"[^A-Za-z0-9_-]", name, maxsplit=1)[0]
+            raise ValueError(f"header name {shown + '...'!r} is not a token (RFC 9110 5.6.2)")
         if not isinstance(value, str):
             raise TypeError(f"value of header {name} must be a str, got {type(value).__name__}")
         if _FIELD_VALUE.fullmatch(value) is None:

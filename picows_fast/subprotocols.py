@@ -27,13 +27,14 @@ def checked_subprotocols(subprotocols: Sequence[str] | None) -> tuple[str, ...]:
         raise TypeError(
             f"subprotocols must be a sequence of str, got {type(subprotocols).__name__}"
         )
-    for name in subprotocols:
+    # The errors tell which one it is, and not what it says: some are access tokens.
+    for index, name in enumerate(subprotocols):
         if not isinstance(name, str):
             raise TypeError(f"subprotocols must contain str, got {type(name).__name__}")
         if IS_TOKEN.fullmatch(name) is None:
-            raise ValueError(f"subprotocols must contain tokens (RFC 6455 4.1), got {name!r}")
-    if len(set(subprotocols)) != len(subprotocols):
-        raise ValueError(
-            f"subprotocols must not contain one of them twice, got {list(subprotocols)}"
-        )
+            raise ValueError(
+                f"subprotocols must contain tokens (RFC 6455 4.1), which [{index}] is not"
+            )
+        if name in subprotocols[:index]:
+            raise ValueError(f"subprotocols must not contain one of them twice, as [{index}] is")
     return tuple(subprotocols)

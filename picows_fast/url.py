@@ -56,7 +56,7 @@ class WSParsedURL:
     `path`, `query`: percent-encoded, without the "?" between them.
     `username`, `password`: percent-decoded, None if absent.
 
-    Its repr leaves out user name and password.
+    Its repr has scheme, host and port: the rest may be secret.
     """
 
     url: str
@@ -71,8 +71,10 @@ class WSParsedURL:
     password: str | None = None
 
     def __repr__(self) -> str:
-        origin = f"{self.scheme}://{_bracketed(self.host)}:{self.port}"
-        return f"{type(self).__name__}({origin + self.resource_name!r})"
+        hidden = "" if self.resource_name == "/" else "/..."
+        return (
+            f"<{type(self).__name__} {self.scheme}://{_bracketed(self.host)}:{self.port}{hidden}>"
+        )
 
     @property
     def resource_name(self) -> str:
@@ -117,8 +119,8 @@ class WSParsedURL:
         base = f"{'https' if self.is_secure else 'http'}://{host_and_port}"
         try:
             joined = urljoin(base + self.resource_name, location)
-        except ValueError as error:
-            raise WSInvalidURL(location, str(error)) from None
+        except ValueError:
+            raise WSInvalidURL(location, "it cannot be resolved") from None
         scheme, separator, rest = joined.partition("://")
         websocket_scheme = _WEBSOCKET_SCHEMES.get(scheme.lower())
         if not separator or websocket_scheme is None:

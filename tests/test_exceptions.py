@@ -169,16 +169,36 @@ def test_header_error_says_name_and_value():
     assert len(str(WSInvalidHeaderError("wrong", "Upgrade", "x" * 10_000))) < 300
 
 
+@pytest.mark.parametrize("name", ["Set-Cookie", "location", "Sec-WebSocket-Protocol"])
+def test_header_error_does_not_show_what_may_be_a_secret(name):
+    error = WSInvalidHeaderError("wrong", name, "secret")
+    assert str(error) == f"wrong ({name}: 6 characters)"
+    assert "secret" not in repr(error)
+    assert error.value == "secret"
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("ws://user:secret@host/p", "ws://***@host/p"),
-        ("wss://user:se@cret@host/p", "wss://***@host/p"),
-        ("ws://host/p@q", "ws://host/p@q"),
-        ("//user:secret@host", "//***@host"),
+        ("ws://host:8/", "ws://host:8/"),
+        ("ws://user:secret@host/", "ws://***@host/"),
+        ("ws://host:99999/secret?secret#secret", "ws://host:99999/..."),
+        ("ws://[::1%25eth0]:8?secret", "ws://[::1%25eth0]:8/..."),
+        ("wss://user:sec@ret@host/", "wss://..."),
+        ("ws://user:secret/x@host/", "ws://..."),
+        ("ws://user:secret?x@host/", "ws://..."),
+        ("ws://user:secret#x@host/", "ws://..."),
+        ("ws://user:secret", "ws://..."),
+        ("ws://secret x/", "ws://..."),
+        ("ftp://host/secret", "ftp://host/..."),
+        ("//user:secret@host", "..."),
+        ("user:secret@host", "..."),
+        ("ws:user:secret@host", "..."),
+        ("se cret://host", "..."),
+        ("", "..."),
     ],
 )
-def test_url_error_does_not_show_credentials(url, shown):
+def test_url_error_shows_no_more_than_scheme_host_and_port(url, shown):
     error = WSInvalidURL(url, "reason")
     assert str(error) == f"{shown!r} isn't a valid URL: reason"
     assert error.url == url

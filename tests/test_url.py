@@ -74,9 +74,10 @@ def test_user_info_is_decoded_and_never_in_host(url, username, password, user_in
     assert parsed.host_header == parsed.host == "h"
 
 
-def test_repr_leaves_out_credentials():
-    shown = repr(parse_url("wss://user:secret@[::1]:5/p?q"))
-    assert shown == "WSParsedURL('wss://[::1]:5/p?q')"
+def test_repr_has_no_secret():
+    url = "wss://user:secret@[::1]:5"
+    assert repr(parse_url(f"{url}/secret?secret")) == "<WSParsedURL wss://[::1]:5/...>"
+    assert repr(parse_url(url)) == "<WSParsedURL wss://[::1]:5>"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,19 @@ async def test_stepping_aside(server_tls, client_tls, side, monkeypatch):
         assert theirs is (TlsStream if side != "client" else DirectTlsStream)
 
 
-async def test_objects_that_are_not_known_are_left_alone(server_tls, client_tls):
+class Doctored:
+    """Lies in memory as _ssl._SSLSocket does, and is something else."""
+
+    __slots__ = ("context", "socket", "ssl")
+
+    def __init__(self, context):
+        # Slots lie in the order of their names: these two on both sides of OpenSSL's pointer.
+        self.ssl = context
+        self.socket = self
+
+
+@pytest.mark.parametrize("is_doctored", [False, True])
+async def test_objects_that_are_not_known_are_left_alone(server_tls, client_tls, is_doctored):
     """A context that makes objects of another kind gets the way by public means."""
 
     class Wrapped:
@@ -88,7 +100,7 @@ async def test_objects_that_are_not_known_are_left_alone(server_tls, client_tls)
 
         def __getattr__(self, name):
             if name == "_sslobj":
-                return object()
+                return Doctored(context) if is_doctored else object()
             return getattr(self._tls, name)
 
     class Context(ssl.SSLContext):
@@ -101,6 +113,62 @@ async def test_objects_that_are_not_known_are_left_alone(server_tls, client_tls)
     async with serving(lambda request: Echo(), tls=server_tls) as url:
         transport = await echo(url, context)
         assert type(transport.underlying_transport) is TlsStream
+
+
+@pytest.mark.parametrize("name", ["read", "write", "unwrap", "_msg_callback"])
+async def test_a_context_that_wants_to_be_called_is(server_tls, authority, name):
+    """What reading in C would pass over, or be called by, has the way by public means."""
+    calls = []
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    if name == "_msg_callback":
+        context._msg_callback = lambda *arguments: calls.append(arguments)
+    else:
+
+        def called(tls, *arguments):
+            calls.append(arguments)
+            return getattr(ssl.SSLObject, name)(tls, *arguments)
+
+        context.sslobject_class = type("Called", (ssl.SSLObject,), {name: called})
+    async with serving(lambda request: Echo(), tls=server_tls) as url:
+        transport = await echo(url, context)
+        assert type(transport.underlying_transport) is TlsStream
+        assert calls
+
+
+@pytest.mark.native
+async def test_a_class_that_only_adds_something(server_tls, authority):
+    """It is read and written in C, and the handshake is its own."""
+
+    class Counting(ssl.SSLObject):
+        handshakes = 0
+
+        def do_handshake(self):
+            self.handshakes += 1
+            return super().do_handshake()
+
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.sslobject_class = Counting
+    async with serving(lambda request: Echo(), tls=server_tls) as url:
+        transport = await echo(url, context)
+        assert type(transport.underlying_transport) is DirectTlsStream
+        assert transport.underlying_transport.get_extra_info("ssl_object").handshakes > 1
+
+
+@pytest.mark.parametrize(
+    ("version", "is_it"),
+    [
+        ("OpenSSL 3.0.19 27 Jan 2026", True),
+        ("OpenSSL 1.1.1k  FIPS 25 Mar 2021", True),
+        ("OpenSSL 3.6.0-beta1 16 Sep 2025", True),
+        ("LibreSSL 3.8.2", False),
+        ("OpenSSL 1.1.1 (compatible; AWS-LC 1.40.0)", False),
+        ("OpenSSL 1.1.1 (compatible; BoringSSL)", False),
+    ],
+)
+def test_which_library_is_openssl(version, is_it):
+    assert direct_tls.is_openssl(version) == is_it
 
 
 async def test_a_stream_without_openssls_objects_cannot_be_made():

@@ -36,7 +36,7 @@ COVERED_BY = {
     "net/foreign": "test_streams",
     "net/stream": "test_streams",
     "net/tcp": "test_streams",
-    "net/tls": "test_streams",
+    "net/tls": "test_tls_streams",
     "net/poller": "test_loop",
     "net/tuning": "test_loop",
     "loop/__init__": "test_loop",

@@ -8,6 +8,8 @@ from .tcp import TcpStream
 
 AVAILABLE: bool
 
+def is_openssl(version: str) -> bool: ...
+
 @disjoint_base
 class DirectTlsStream(TcpStream):
     @staticmethod

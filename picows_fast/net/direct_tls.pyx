@@ -9,36 +9,45 @@ the OpenSSL that the ``ssl`` module has loaded, without a Python call.
 
 Where that cannot be had with certainty (:data:`AVAILABLE` is False, or :meth:`DirectTlsStream.create` returns None),
 ``tls.TlsStream`` does the same by public means.
+
+Some calls into OpenSSL can run anybody's code: those of a handshake, be it the first or a later one of TLS 1.2, call back
+into Python (SNI, pre-shared keys), and a handshake goes through the ``ssl`` module. Such a call is given no memory that
+others use, and while it runs, nothing else calls the same SSL object. All others run no Python code.
 """
 
 import ssl as ssl_module
 import sys
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport errno
 from libc.limits cimport INT_MAX
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
+cimport cython
+
 from .stream cimport StreamEnd
 from .tcp cimport TcpStream, system_end
-from .tls import TLS_INFO
+from .tls import TLS_INFO, TlsView
 
 
 cdef extern from "openssl_lookup.h":
     ctypedef struct pf_openssl:
         int (*SSL_read)(void *ssl, void *data, int size)
         int (*SSL_write)(void *ssl, const void *data, int size)
+        int (*SSL_shutdown)(void *ssl)
         int (*SSL_get_error)(const void *handle, int result)
         int (*SSL_has_pending)(const void *handle)
         int (*SSL_in_init)(const void *handle)
         int (*SSL_renegotiate_pending)(const void *handle)
-        int (*SSL_set_rfd)(void *handle, int fd)
         void (*SSL_set_read_ahead)(void *handle, int yes)
         void (*SSL_set_default_read_buffer_len)(void *handle, size_t size)
         void (*ERR_clear_error)()
         unsigned long (*ERR_peek_error)()
         void (*ERR_error_string_n)(unsigned long error, char *text, size_t size)
         unsigned long (*OpenSSL_version_num)()
+        const char *(*OpenSSL_version)(int what)
 
     enum:
         PF_SSL_ERROR_WANT_READ
@@ -46,7 +55,10 @@ cdef extern from "openssl_lookup.h":
         PF_SSL_ERROR_ZERO_RETURN
 
     int pf_openssl_load(pf_openssl *library, const char *path)
-    void *pf_ssl_of(const pf_openssl *library, object tls, object context)
+    void *pf_ssl_of(const pf_openssl *library, object tls, object type, object context)
+    void *pf_descriptor_attach(const pf_openssl *library, void *handle, int fd)
+    void pf_descriptor_forget(const pf_openssl *library, void *bio)
+    void pf_descriptor_detach(const pf_openssl *library, void *bio)
     void pf_ssl_survive_eof(const pf_openssl *library, void *handle)
     bint pf_ssl_is_at_eof(const pf_openssl *library, const void *handle)
 
@@ -97,32 +109,53 @@ cdef object WantRead = ssl_module.SSLWantReadError
 cdef object _maker = object()
 
 
+# _ssl._SSLSocket, of which a known version of OpenSSL's SSL object is a part.
+cdef object _socket_type = None
+
+
+def is_openssl(version):
+    """Whether a library that calls itself this is OpenSSL. Others have its functions, and "OpenSSL" in their version."""
+    return version.startswith("OpenSSL ") and "compatible" not in version
+
+
 def _is_available():
     """Whether the ssl module's OpenSSL was found and is laid out as expected; tried on an object of its own."""
+    global _socket_type
     if sys.implementation.name != "cpython" or PF_FREE_THREADED:
         return False
     try:
         import _ssl
         path = _ssl.__file__.encode()
+        _socket_type = _ssl._SSLSocket
     except (ImportError, AttributeError):
         return False        # built in, or not there
-    if pf_openssl_load(&openssl, path) != 0 or openssl.OpenSSL_version_num() != ssl_module.OPENSSL_VERSION_NUMBER:
+    if not is_openssl(ssl_module.OPENSSL_VERSION) or pf_openssl_load(&openssl, path) != 0:
+        return False
+    if (openssl.OpenSSL_version_num() != ssl_module.OPENSSL_VERSION_NUMBER
+            or openssl.OpenSSL_version(0).decode("ascii", "replace") != ssl_module.OPENSSL_VERSION):
         return False
     # A server's object needs no host name, for which idna would be imported.
     context = ssl_module.SSLContext(ssl_module.PROTOCOL_TLS_SERVER)
     tls = context.wrap_bio(ssl_module.MemoryBIO(), ssl_module.MemoryBIO(), server_side=True)
-    return pf_ssl_of(&openssl, tls._sslobj, context) != NULL
+    return pf_ssl_of(&openssl, tls._sslobj, _socket_type, context) != NULL
 
 
 #: Whether DirectTlsStream can be used with this Python.
 AVAILABLE = _is_available()
 
 
-cdef object openssl_error():
-    """What OpenSSL noted last."""
+cdef object openssl_error(unsigned long noted):
+    """What OpenSSL noted."""
     cdef char[256] text
-    openssl.ERR_error_string_n(openssl.ERR_peek_error(), text, sizeof(text))
+    openssl.ERR_error_string_n(noted, text, sizeof(text))
     return ssl_module.SSLError(ssl_module.SSL_ERROR_SSL, text.decode("utf-8", "replace"))
+
+
+def _calls_into_python(tls, context):
+    """Whether reading and writing call Python code that would be passed over, or that nothing here is prepared for."""
+    return getattr(context, "_msg_callback", None) is not None or any(
+        getattr(type(tls), name, None) is not getattr(ssl_module.SSLObject, name) for name in ("read", "write", "unwrap")
+    )
 
 
 cdef class DirectTlsStream(TcpStream):
@@ -138,11 +171,14 @@ cdef class DirectTlsStream(TcpStream):
             pf_records_detach(&openssl, self.bio, &self.records)
         if self.source_bio != NULL:
             pf_source_detach(&openssl, self.source_bio)
+        if self.descriptor_bio != NULL:
+            pf_descriptor_detach(&openssl, self.descriptor_bio)
 
     @staticmethod
     def create(loop, sock, context, *, bint server_side=False, server_hostname=None, session=None,
                handshake_timeout=None):
-        """Return a stream, or None if this context's objects are not what is known.
+        """Return a stream, or None if this context's objects are not what is known, or have ``read`` or ``write`` of
+        their own.
 
         :param context: :class:`ssl.SSLContext`
         :param server_hostname: str for SNI and verification, None for a server
@@ -157,17 +193,23 @@ cdef class DirectTlsStream(TcpStream):
             ssl_module.MemoryBIO(), ssl_module.MemoryBIO(),
             server_side=server_side, server_hostname=server_hostname, session=session
         )
-        found = pf_ssl_of(&openssl, getattr(tls, "_sslobj", None), context)
-        if found == NULL or openssl.SSL_set_rfd(found, sock.fileno()) != 1:
+        owner = getattr(tls, "_sslobj", None)
+        found = pf_ssl_of(&openssl, owner, _socket_type, context)
+        if found == NULL or _calls_into_python(tls, context):
             return None
         stream = DirectTlsStream(loop, sock, _maker)
+        stream.descriptor_bio = pf_descriptor_attach(&openssl, found, stream.fd)
+        if stream.descriptor_bio == NULL:
+            return None
         stream.bio = pf_records_attach(&openssl, found, &stream.records)
         if stream.bio == NULL:
             return None
         stream.ssl = found
+        stream.ssl_owner = owner
         stream.tls = tls
+        stream.view = TlsView(tls)
         stream.held = bytearray()
-        stream.handshaking = True
+        stream.handshaking = stream.may_renegotiate = True
         stream.handshake_timeout = handshake_timeout
         pf_ssl_survive_eof(&openssl, found)
         openssl.SSL_set_read_ahead(found, 1)
@@ -184,7 +226,10 @@ cdef class DirectTlsStream(TcpStream):
     cdef int _advance_handshake(self) except -1:
         cdef int end = 0
         problem = None
+        if self.calling:
+            return 0
         self._open_records()
+        self.calling = True
         try:
             self.tls.do_handshake()
             self.handshaking = False
@@ -203,8 +248,14 @@ cdef class DirectTlsStream(TcpStream):
         except OSError as error:
             end = StreamEnd.RESET if isinstance(error, ConnectionError) else StreamEnd.FAILED
             problem = error
+        except Exception as error:      # of a subclass of SSLObject, or no memory
+            end = StreamEnd.TLS_FAILED
+            problem = error
         finally:
+            self.calling = False
             self._send_records()    # be it an alert that tells the peer why
+        if self.closing or self.failed:
+            return 0
         if end:
             return self._end(end, problem)
         if self.handshaking:
@@ -221,19 +272,26 @@ cdef class DirectTlsStream(TcpStream):
 
     def _on_handshake_timeout(self):
         self.timer = None
-        self._end(StreamEnd.TLS_FAILED, TimeoutError("the TLS handshake was not finished in time"))
+        if self.handshaking and not self.closing:
+            self._end(StreamEnd.TLS_FAILED, TimeoutError("the TLS handshake was not finished in time"))
 
     cdef int _end(self, int end, error) except -1:
         """Nothing more can be read. Our side may go on, unless TLS itself is broken."""
         self.read_over = True
         self.found_end = None
-        if end not in (StreamEnd.TLS_CLOSE_NOTIFY, StreamEnd.TLS_TRUNCATED) or self.handshaking:
-            self.failed = True
-            self.backlog_lost += len(self.held)
-            self.held.clear()
-        if not self.closing:
-            self._stop_reading()
+        if end not in (StreamEnd.TLS_CLOSE_NOTIFY, StreamEnd.TLS_TRUNCATED) or self.handshaking or self.closing:
+            self.failed = self.write_failed = True
+            self._forget_held()
+        if self.closing:
+            return self._end_tls()
+        self._stop_reading()
+        self.fin_awaited = end == StreamEnd.TLS_FAILED and not isinstance(error, TimeoutError)
         return self.report_end(end, error)
+
+    cdef int _forget_held(self) except -1:
+        self.backlog_lost += PyByteArray_GET_SIZE(self.held)
+        PyByteArray_Resize(self.held, 0)
+        return 0
 
     # --- in
 
@@ -258,9 +316,7 @@ cdef class DirectTlsStream(TcpStream):
             return came
         # A record at a time, as the next one may have come later.
         while came and self.reading and not self.closing and not self.read_over and self.found_end is None:
-            if not openssl.SSL_has_pending(self.ssl) and not (
-                self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
-            ):
+            if not self._has_more():
                 break
             if records == STAMPED_RECORDS:
                 self.loop.call_soon(self._on_readable)
@@ -272,11 +328,7 @@ cdef class DirectTlsStream(TcpStream):
 
     cdef bint _read_records(self) except -1:
         cdef uint8_t *where
-        cdef Py_ssize_t room
-        cdef Py_ssize_t filled = 0
-        cdef int size = 0
-        cdef int error = 0
-        cdef int system_error = 0
+        cdef Py_ssize_t room, filled, answered
         if self.handshaking and not self.read_over:
             self._advance_handshake()
             if self.handshaking:
@@ -286,80 +338,152 @@ cdef class DirectTlsStream(TcpStream):
             return False
         if self.read_over:
             return TcpStream._read_once(self)
-        if not self.reading:
+        if not self.reading or self.calling:
             return False
-        room = self.reserve(&where)
+        if self.may_renegotiate:
+            return self._read_with_care()
         self._open_records()
+        # No Python code runs until received().
+        room = self.reserve(&where)
+        filled = self._read_into(where, room)
+        answered = self._put_answers()
+        if filled and not self.closing:
+            self.received(filled)
+            if self.quick_ack:
+                self._after_read()
+        self._reading_done(answered)
+        if filled == room and self.reading and not self.read_over:
+            # OpenSSL may hold more, of which no event tells.
+            self.loop.call_soon(self._on_readable)
+        return filled > 0
+
+    cdef bint _read_with_care(self) except -1:
+        """The same where OpenSSL may call back in the midst of a read: what that runs can read and write as it likes, but
+        not what is on this stack."""
+        cdef uint8_t[RECORD_SIZE] record
+        cdef Py_ssize_t filled, answered
+        cdef Py_ssize_t done = 0
+        while self.reading and not (self.read_over or self.closed):
+            self._open_records()
+            self.calling = True
+            filled = self._read_into(record, RECORD_SIZE)
+            self.calling = False
+            answered = self._put_answers()
+            if self.end_wanted:
+                self.end_wanted = False
+                self.end()
+            if filled and not self.closing:
+                self.receive_copy(PyBytes_FromStringAndSize(<char*> record, filled))
+                if self.quick_ack:
+                    self._after_read()
+            self._reading_done(answered)
+            done += filled
+            if not filled or self.stamped or not self._has_more():
+                break
+            if done >= READ_AHEAD:
+                self.loop.call_soon(self._on_readable)
+                break
+        return done > 0
+
+    @cython.final
+    cdef bint _has_more(self) noexcept:
+        """Whether OpenSSL has something to go on with, without a system call."""
+        return openssl.SSL_has_pending(self.ssl) or (
+            self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
+        )
+
+    @cython.final
+    cdef Py_ssize_t _read_into(self, uint8_t *where, Py_ssize_t room) noexcept:
+        """Read records until there is no room, or there are no more. Returns how many bytes came; how the stream ended is
+        noted."""
+        cdef Py_ssize_t filled = 0
+        cdef int size
         while filled < room:
             openssl.ERR_clear_error()
             size = openssl.SSL_read(self.ssl, where + filled, <int> min(room - filled, <Py_ssize_t> INT_MAX))
             if size <= 0:
-                system_error = errno if size < 0 else 0     # 0 is the end of the descriptor
-                error = openssl.SSL_get_error(self.ssl, size)
-                if error == PF_SSL_ERROR_WANT_READ:
-                    error = 0
-                else:
-                    self._read_failed_with(error, system_error)
+                self._note_failure(size)
                 break
             filled += size
             if self.stamped:
                 self.arrived = self.source.stamps.software
                 self.arrived_by_hardware = self.source.stamps.hardware
                 break
-            if not openssl.SSL_has_pending(self.ssl) and not (
-                self.may_renegotiate and openssl.SSL_renegotiate_pending(self.ssl)
-            ):
+            if self.may_renegotiate or not self._has_more():
                 break
-        if self.records.filled:
-            self._send_answers()
-        else:
-            pf_records_close(&self.records)
-        if filled and not self.closing:
-            self.received(filled)
-            if self.quick_ack:
-                self._after_read()
-        if self.closed:
-            return True
-        if self.found_end is not None:
-            # What came before it has been given out, unless the handler paused in the midst of that.
-            if not self.reading_paused:
-                self._tell_end()
-        else:
-            if filled == room and self.reading:
-                # OpenSSL may hold more, of which no event tells.
-                self.loop.call_soon(self._on_readable)
-            if self.held and not self.corks:
-                # A write may have waited for what was read, be it only the rest of a renegotiation.
-                self._flush_held()
-        return filled > 0
+        return filled
 
-    cdef int _read_failed_with(self, int error, int system_error) except -1:
-        """Find out how the stream ended."""
+    cdef int _note_failure(self, int size) noexcept:
+        """Note why nothing could be read, before something else changes what tells it."""
+        cdef int system_error = errno if size < 0 else 0     # 0 is the end of the descriptor
+        cdef int error = openssl.SSL_get_error(self.ssl, size)
+        if error == PF_SSL_ERROR_WANT_READ:
+            return 0
         if error == PF_SSL_ERROR_SYSCALL and system_error:
-            self.found_end = system_end(system_error)
+            self.noted_end = StreamEnd.FAILED
+            self.noted_error = <unsigned long> system_error
         elif error == PF_SSL_ERROR_SYSCALL or pf_ssl_is_at_eof(&openssl, self.ssl):
-            self.found_end = system_end(self.send_error) if self.send_error else (
-                StreamEnd.TLS_TRUNCATED,
-                ssl_module.SSLEOFError(
-                    ssl_module.SSL_ERROR_EOF, "the connection ended without a TLS close_notify alert"
-                ),
-            )
+            self.noted_end = StreamEnd.TLS_TRUNCATED
         elif error == PF_SSL_ERROR_ZERO_RETURN:
-            self.found_end = (StreamEnd.TLS_CLOSE_NOTIFY, None)
+            self.noted_end = StreamEnd.TLS_CLOSE_NOTIFY
         else:
-            self.found_end = (StreamEnd.TLS_FAILED, openssl_error())
+            self.noted_end = StreamEnd.TLS_FAILED
+            self.noted_error = openssl.ERR_peek_error()
+        # The next one who calls OpenSSL, for another connection, would take it for his own.
+        openssl.ERR_clear_error()
         return 0
 
-    cdef int _send_answers(self) except -1:
-        """Reading made OpenSSL answer something."""
-        if self.backlog_end == 0:
-            self.unread_answers = 0
-        self.unread_answers += <Py_ssize_t> self.records.filled
-        self._send_records()
-        # One read may make many. A peer is to blame if they wait for it.
-        if self.unread_answers > MAX_UNREAD_ANSWERS and self.backlog_end and self.found_end is None:
+    @cython.final
+    cdef Py_ssize_t _put_answers(self) except -1:
+        """Reading may have made OpenSSL answer something. Returns how many bytes."""
+        cdef Py_ssize_t size = <Py_ssize_t> self.records.filled
+        if size:
+            if self.backlog_end == 0:
+                self.unread_answers = 0
+            self.unread_answers += size
+            self._put_records()
+        if self.records.data != NULL:
+            pf_records_close(&self.records)
+        return size
+
+    @cython.final
+    cdef int _reading_done(self, Py_ssize_t answered) except -1:
+        """What was read has been given out: do what else followed from it."""
+        if answered:
+            self.put_over()
+        if self.closed or self.read_over:
+            return 0
+        if self.noted_end:
+            self._find_end()
+        elif answered and self.unread_answers > MAX_UNREAD_ANSWERS and self.backlog_end:
+            # One read may make many. A peer is to blame if they wait for it.
             self.found_end = (
                 StreamEnd.TLS_FAILED, ssl_module.SSLError("the peer asks for key updates and does not read them")
+            )
+        if self.found_end is not None:
+            # What came before it has been given out, unless the handler paused in the midst of that.
+            if self.closing or not self.reading_paused:
+                self._tell_end()
+        elif PyByteArray_GET_SIZE(self.held) and not self.corks:
+            # A write may have waited for what was read, be it only the rest of a renegotiation.
+            return self._flush_held()
+        return 0
+
+    cdef int _find_end(self) except -1:
+        """Say how the stream ended, by what was noted."""
+        cdef int end = self.noted_end
+        self.noted_end = 0
+        if end == StreamEnd.FAILED:
+            self.found_end = system_end(<int> self.noted_error)
+        elif end == StreamEnd.TLS_FAILED:
+            self.found_end = end, openssl_error(self.noted_error)
+        elif end == StreamEnd.TLS_CLOSE_NOTIFY:
+            self.found_end = end, None
+        elif self.send_error:
+            self.found_end = system_end(self.send_error)
+        else:
+            self.found_end = end, ssl_module.SSLEOFError(
+                ssl_module.SSL_ERROR_EOF, "the connection ended without a TLS close_notify alert"
             )
         return 0
 
@@ -387,15 +511,14 @@ cdef class DirectTlsStream(TcpStream):
         cdef Py_ssize_t joined = 0
         if self.closing or self.send_error or self.failed:
             return 0
-        if self.handshaking or self.held or self.corks or self.coalescing:
+        if self.calling or self.handshaking or PyByteArray_GET_SIZE(self.held) or self.corks or self.coalescing:
             # What is held together becomes one record, too.
-            self.held += head[:head_size]
-            if body_size:
-                self.held += body[:body_size]
-            if not (self.handshaking or self.corks or self.in_unit):
+            self._hold(head, head_size, body, body_size)
+            if not (self.calling or self.handshaking or self.corks or self.in_unit):
                 self.schedule_flush()
             return 0
         self._open_records()
+        # No Python code runs until put_over().
         if body_size and head_size < RECORD_SIZE:
             # Head and body share the first record, rather than make one of a few bytes.
             joined = min(body_size, RECORD_SIZE - head_size)
@@ -408,40 +531,55 @@ cdef class DirectTlsStream(TcpStream):
             self._encrypt(body + joined, body_size - joined)
         return self._send_records()
 
+    cdef int _hold(self, const uint8_t *head, Py_ssize_t head_size,
+                   const uint8_t *body, Py_ssize_t body_size) except -1:
+        """Keep two pieces until TLS takes them: both, or neither and out_of_memory() is called."""
+        cdef Py_ssize_t before = PyByteArray_GET_SIZE(self.held)
+        try:
+            PyByteArray_Resize(self.held, before + head_size + body_size)
+        except MemoryError:
+            return self.out_of_memory()
+        memcpy(PyByteArray_AS_STRING(self.held) + before, head, <size_t> head_size)
+        if body_size:
+            memcpy(PyByteArray_AS_STRING(self.held) + before + head_size, body, <size_t> body_size)
+        return 0
+
     cdef bint _is_renegotiating(self) noexcept:
         """Whether nothing must be written, as SSL_write would make the handshake that the server wished for, and take
         data that comes before the server's answer for a violation. SSL_read makes it, too, and allows for that.
         """
         return openssl.SSL_in_init(self.ssl) or openssl.SSL_renegotiate_pending(self.ssl)
 
+    @cython.final
     cdef int _encrypt(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Make records of it; hold what TLS will not take before it has read something."""
+        """Make records of it; hold what TLS will not take before it has read something. Runs no Python code."""
         cdef Py_ssize_t done = 0
-        cdef int written, error
-        if self.held or (self.may_renegotiate and self._is_renegotiating()):
-            self.held += data[:size]
+        cdef int written
+        if self.noted_write_error:
             return 0
+        if PyByteArray_GET_SIZE(self.held) or (self.may_renegotiate and self._is_renegotiating()):
+            return self._hold(data, size, NULL, 0)
         while done < size:
             openssl.ERR_clear_error()
             written = openssl.SSL_write(self.ssl, data + done, <int> min(size - done, <Py_ssize_t> PIECE_SIZE))
             if written > 0:
                 done += written
                 if done < size and self.records.filled >= <size_t> PF_RECORDS_SENT:
-                    self._send_records()
-                    self._open_records()
+                    self._put_records()
+                    if self.send_error:
+                        return 0
                 continue
-            error = openssl.SSL_get_error(self.ssl, written)
-            if error == PF_SSL_ERROR_WANT_READ:
-                self.held += data[done:size]
-                return 0
-            problem = openssl_error()
-            self._send_records()
-            return self._end(StreamEnd.TLS_FAILED, problem)
+            if openssl.SSL_get_error(self.ssl, written) == PF_SSL_ERROR_WANT_READ:
+                return self._hold(data + done, size - done, NULL, 0)
+            # 0: no memory for the records
+            self.noted_write_error = openssl.ERR_peek_error() or ~<unsigned long> 0
+            openssl.ERR_clear_error()
+            return 0
         return 0
 
     cdef int end_unit(self) except -1:
         TcpStream.end_unit(self)
-        if self.held and not (self.handshaking or self.corks):
+        if PyByteArray_GET_SIZE(self.held) and not (self.handshaking or self.corks):
             self.schedule_flush()
         return 0
 
@@ -454,57 +592,103 @@ cdef class DirectTlsStream(TcpStream):
 
     cdef int _flush_held(self) except -1:
         cdef bytes held
-        if self.held and not (self.handshaking or self.failed):
-            held = bytes(self.held)
-            self.held.clear()
+        if PyByteArray_GET_SIZE(self.held) and not (self.calling or self.handshaking or self.failed):
             self._open_records()
-            self._encrypt(held, len(held))
+            held = bytes(self.held)
+            PyByteArray_Resize(self.held, 0)
+            self._encrypt(<const uint8_t*> PyBytes_AS_STRING(held), PyBytes_GET_SIZE(held))
             self._send_records()
             if not self.closed:
                 self.backlog_sent(0)
+            if self.closing and not (self.read_over or PyByteArray_GET_SIZE(self.held)):
+                return self._end_tls()
         return 0
 
+    @cython.final
     cdef int _open_records(self) except -1:
         """Let TLS write, until the next _send_records()."""
         if pf_records_open(&self.records) < 0:
             raise MemoryError()
         return 0
 
+    @cython.final
+    cdef int _put_records(self) except -1:
+        """Send what TLS has written so far, or put it behind the backlog. Runs no Python code, unless memory is lacking."""
+        cdef Py_ssize_t size = <Py_ssize_t> self.records.filled
+        self.records.filled = 0
+        return self.put(self.records.data, size)
+
+    @cython.final
     cdef int _send_records(self) except -1:
-        """Send what TLS has written."""
-        if self.records.filled:
-            TcpStream.writev(self, self.records.data, <Py_ssize_t> self.records.filled, NULL, 0)
+        """Send what TLS has written, and let others have the memory."""
+        cdef unsigned long noted
         if self.records.data != NULL:
+            if self.records.filled:
+                self._put_records()
             pf_records_close(&self.records)
+            if self.put_error or self.backlog_end:
+                self.put_over()
+        if self.noted_write_error:
+            noted = self.noted_write_error
+            self.noted_write_error = 0
+            return self._end(StreamEnd.TLS_FAILED, openssl_error(noted))
         return 0
 
     cdef Py_ssize_t backlog_size(self) noexcept:
-        return self.backlog_end - self.backlog_start + len(self.held)
+        return self.backlog_end - self.backlog_start + PyByteArray_GET_SIZE(self.held)
 
     # --- end
 
     cdef int end(self) except -1:
-        if not (self.closing or self.handshaking or self.failed or self.send_error):
-            self._flush_held()
+        if self.closing:
+            return 0
+        if self.calling and not self.handshaking:
+            self.end_wanted = True
+            return 0
+        self.corks = 0
+        self._flush_held()
+        if self.closing:
+            return 0
+        if PyByteArray_GET_SIZE(self.held) and not (self.handshaking or self.failed or self.send_error or self.read_over):
+            # TLS takes it when it has read the rest of a renegotiation. What else it reads is thrown away.
+            self.closing = True
+            self.pending = None
+            self.pending_start = self.pending_end = 0
+            return self.start_reading()
+        return self._end_tls()
+
+    cdef int _end_tls(self) except -1:
+        """Send our close_notify, then end TCP in order: what comes until the peer's FIN is thrown away, as it does not
+        matter whether it is good TLS."""
+        self.closing = True
+        if not (self.handshaking or self.failed or self.send_error):
             self._open_records()
-            try:
-                self.tls.unwrap()       # makes our close_notify
-            except (ssl_module.SSLError, OSError):
-                pass                    # it would read the peer's, too, which is awaited with the FIN
+            openssl.ERR_clear_error()
+            # Once: a second call would read what the peer has sent, too.
+            openssl.SSL_shutdown(self.ssl)
+            openssl.ERR_clear_error()
             self._send_records()
-        self.backlog_lost += len(self.held)
-        self.held.clear()
-        TcpStream.end(self)
-        return 0
+        self.read_over = True
+        self.found_end = None
+        self._forget_held()
+        if self.closed:
+            return 0
+        if self.fin_awaited:
+            self.end_seen = False       # it was TLS' own; the descriptor's has not come
+        return self.end_tcp()
+
+    cdef int _shut(self) except -1:
+        return TcpStream._shut(self) if self.read_over else 0
 
     cdef int finish(self) except -1:
         self.source.fd = -1
+        if self.descriptor_bio != NULL:
+            pf_descriptor_forget(&openssl, self.descriptor_bio)
         self._handshake_over()
-        self.backlog_lost += len(self.held)
-        self.held.clear()
+        self._forget_held()
         return TcpStream.finish(self)
 
     def get_extra_info(self, name, default=None):
         if name in TLS_INFO:
-            return TLS_INFO[name](self.tls)
+            return TLS_INFO[name](self.view)
         return TcpStream.get_extra_info(self, name, default)

@@ -181,22 +181,11 @@ cdef class ForeignStream(ByteStream):
                 window.owner = None     # nobody fills it any more; held, it could not be used again
                 self.received(size)
             else:
-                self._received_elsewhere(PyBytes_FromStringAndSize(<char*> window.data, size))
+                # What these bytes follow was used while they were on their way.
+                self.receive_copy(PyBytes_FromStringAndSize(<char*> window.data, size))
         except (KeyboardInterrupt, SystemExit) as error:
             # Some loops' transports take these for an error of the connection. A call of the loop's own ends it.
             self.loop.call_soon(_raise, error)
-
-    cdef int _received_elsewhere(self, bytes data) except -1:
-        """What these bytes follow was used while they were on their way; put them to where they belong now."""
-        cdef Py_ssize_t done = 0
-        cdef Py_ssize_t piece
-        cdef uint8_t *where
-        while done < len(data) and not (self.closing or self.space is None):
-            piece = min(self.reserve(&where), len(data) - done)
-            memcpy(where, PyBytes_AS_STRING(data) + done, <size_t> piece)
-            done += piece
-            self.received(piece)
-        return 0
 
     cdef bint _must_wait(self) noexcept:
         """Whether what comes must wait: a loop inside the handler's callback has brought it."""
@@ -315,7 +304,7 @@ cdef class ForeignStream(ByteStream):
         if self.behind is not None:
             data = bytes(self.behind)
             self.behind = None
-            self._received_elsewhere(data)
+            self.receive_copy(data)
         if self.lost:
             self.space = None
         if self.end_behind and not (self.delivering or self.reading_paused or self.closed):

@@ -16,6 +16,7 @@
 typedef struct pf_openssl {
     int (*SSL_read)(void *ssl, void *data, int size);
     int (*SSL_write)(void *ssl, const void *data, int size);
+    int (*SSL_shutdown)(void *ssl);
     int (*SSL_get_error)(const void *ssl, int result);
     int (*SSL_has_pending)(const void *ssl);
     int (*SSL_in_init)(const void *ssl);
@@ -45,6 +46,7 @@ typedef struct pf_openssl {
     unsigned long (*ERR_peek_error)(void);
     void (*ERR_error_string_n)(unsigned long error, char *text, size_t size);
     unsigned long (*OpenSSL_version_num)(void);
+    const char *(*OpenSSL_version)(int what);
 } pf_openssl;
 
 enum {
@@ -60,6 +62,8 @@ enum {
 #define PF_BIO_FLAGS_SHOULD_RETRY 0x08
 #define PF_BIO_CTRL_EOF 2
 #define PF_BIO_CTRL_FLUSH 11
+#define PF_BIO_C_SET_FD 104
+#define PF_BIO_NOCLOSE 0
 #define PF_BIO_TYPE_SOURCE_SINK 0x0400
 #define PF_OPENSSL_3 0x30000000ul
 
@@ -80,6 +84,7 @@ static inline int pf_openssl_load(pf_openssl *library, const char *path)
     } while (0)
     PF_LOOK_UP(SSL_read);
     PF_LOOK_UP(SSL_write);
+    PF_LOOK_UP(SSL_shutdown);
     PF_LOOK_UP(SSL_get_error);
     PF_LOOK_UP(SSL_has_pending);
     PF_LOOK_UP(SSL_in_init);
@@ -109,6 +114,7 @@ static inline int pf_openssl_load(pf_openssl *library, const char *path)
     PF_LOOK_UP(ERR_peek_error);
     PF_LOOK_UP(ERR_error_string_n);
     PF_LOOK_UP(OpenSSL_version_num);
+    PF_LOOK_UP(OpenSSL_version);
 #undef PF_LOOK_UP
     return 0;
 }
@@ -121,19 +127,47 @@ typedef struct pf_ssl_socket {
     PyObject *context;
 } pf_ssl_socket;
 
-/* The SSL object of an _ssl._SSLSocket that belongs to `context` and has no socket, or NULL if this does not look like
- * one. What lies on both sides of the pointer is compared before the pointer is followed, and OpenSSL's own note of who
- * owns the SSL object afterwards. */
-static inline void *pf_ssl_of(const pf_openssl *library, PyObject *tls, PyObject *context)
+/* The SSL object of `tls`, or NULL if that is not an object of exactly the `type` _ssl._SSLSocket which belongs to
+ * `context` and has no socket. What lies on both sides of the pointer is compared before the pointer is followed, and
+ * OpenSSL's own note of who owns the SSL object afterwards. */
+static inline void *pf_ssl_of(const pf_openssl *library, PyObject *tls, PyObject *type, PyObject *context)
 {
     const pf_ssl_socket *layout = (const pf_ssl_socket *)tls;
 
-    if (Py_TYPE(tls)->tp_basicsize < (Py_ssize_t)sizeof(pf_ssl_socket) || layout->socket != NULL ||
-        layout->context != context || layout->ssl == NULL)
+    if ((PyObject *)Py_TYPE(tls) != type || Py_TYPE(tls)->tp_basicsize < (Py_ssize_t)sizeof(pf_ssl_socket) ||
+        layout->socket != NULL || layout->context != context || layout->ssl == NULL)
         return NULL;
     if (library->SSL_get_ex_data(layout->ssl, 0) != (void *)tls)
         return NULL;
     return layout->ssl;
+}
+
+/* Have the SSL object read from a descriptor, until the BIO that this returns is given to pf_descriptor_detach(), which
+ * must happen. NULL if it cannot be had. */
+static inline void *pf_descriptor_attach(const pf_openssl *library, void *ssl, int fd)
+{
+    void *bio;
+
+    if (library->SSL_set_rfd(ssl, fd) != 1)
+        return NULL;
+    bio = library->SSL_get_rbio(ssl);
+    library->BIO_up_ref(bio);
+    return bio;
+}
+
+/* The descriptor is closed or about to be. The SSL object may be kept for longer, or be in the midst of a read: it must
+ * not read from whatever gets the same number. */
+static inline void pf_descriptor_forget(const pf_openssl *library, void *bio)
+{
+    int none = -1;
+
+    library->BIO_ctrl(bio, PF_BIO_C_SET_FD, PF_BIO_NOCLOSE, &none);
+}
+
+static inline void pf_descriptor_detach(const pf_openssl *library, void *bio)
+{
+    pf_descriptor_forget(library, bio);
+    library->BIO_free(bio);
 }
 
 /* Has OpenSSL take a FIN without close_notify for a close_notify. Otherwise it refuses to write from then on, though

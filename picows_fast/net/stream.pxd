@@ -155,6 +155,7 @@ cdef class ByteStream(StreamHandler):
     # No Python code may run between reserve() and received(): the memory is shared by the loop's streams.
     cdef Py_ssize_t reserve(self, uint8_t **where) except -1
     cdef int received(self, Py_ssize_t size) except -1
+    cdef int receive_copy(self, bytes data) except -1
     cdef ReadSpace _fresh_space(self)
     cdef int deliver_pending(self) except -1
     cdef int _save(self, const uint8_t *data, Py_ssize_t size) except -1

@@ -11,6 +11,7 @@ import time
 import weakref
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.string cimport memcpy, memmove
@@ -264,6 +265,18 @@ cdef class ByteStream(StreamHandler):
                 self._delivery_over()
         if self.keeper.large is not None:
             self.keeper.read_without_large()
+        return 0
+
+    cdef int receive_copy(self, bytes data) except -1:
+        """Show the handler bytes that were received elsewhere."""
+        cdef Py_ssize_t done = 0
+        cdef Py_ssize_t piece
+        cdef uint8_t *where
+        while done < PyBytes_GET_SIZE(data) and not (self.closing or self.space is None):
+            piece = min(self.reserve(&where), PyBytes_GET_SIZE(data) - done)
+            memcpy(where, PyBytes_AS_STRING(data) + done, <size_t> piece)
+            done += piece
+            self.received(piece)
         return 0
 
     cdef int _delivery_over(self) except -1:

@@ -1,5 +1,7 @@
 # See tcp.pyx. Declared for core and for streams that lie on a descriptor.
 
+from libc.stdint cimport uint8_t
+
 from .poller cimport Poller
 from .stream cimport ByteStream
 
@@ -18,6 +20,7 @@ cdef class TcpStream(ByteStream):
         bint stamped            # the kernel notes when data comes
         object sock
         object peername, sockname   # kept for after the end; None: the system is asked
+        object sock_view        # of it, for others; None until somebody asks
         object ended_after      # last_received(), once closed
         bint reading            # the loop watches the descriptor for reading
         bint tells_left         # `left` can be relied on
@@ -25,6 +28,7 @@ cdef class TcpStream(ByteStream):
         unsigned long watches   # how often it began to
         bint writing            # ... for writing
         bint shut               # our FIN is sent
+        int put_error           # errno of put(), until put_over()
         int send_error          # errno that ended sending, 0 if none did; reading goes on until it ends too
 
     cdef bint _read_once(self) except -1
@@ -45,3 +49,6 @@ cdef class TcpStream(ByteStream):
     cdef int _start_writing(self) except -1
     cdef int _stop_writing(self) except -1
     cdef int _shut(self) except -1
+    cdef int put(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int put_over(self) except -1
+    cdef int end_tcp(self) except -1

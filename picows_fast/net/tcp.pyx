@@ -129,6 +129,85 @@ cdef tuple system_end(int error):
     return end, OSError(error, os.strerror(error))
 
 
+cdef class SocketView:
+    """What ``get_extra_info("socket")`` gives: options and addresses of a stream's socket, as asyncio's transports show
+    them.
+
+    It cannot read, write or close. After the end its ``fileno()`` is -1, and what asks the system raises OSError.
+    """
+
+    cdef object sock
+
+    def __cinit__(self, sock):
+        self.sock = sock
+
+    @property
+    def family(self):
+        """socket.AddressFamily."""
+        return self.sock.family
+
+    @property
+    def type(self):
+        """socket.SocketKind."""
+        return self.sock.type
+
+    @property
+    def proto(self):
+        """int: the protocol, ``socket.IPPROTO_TCP`` for one."""
+        return self.sock.proto
+
+    def fileno(self):
+        """Return the descriptor, -1 after the end."""
+        return self.sock.fileno()
+
+    def dup(self):
+        """Return a socket of the caller's own for the same connection."""
+        return self.sock.dup()
+
+    def get_inheritable(self):
+        """Return whether child processes inherit the descriptor."""
+        return self.sock.get_inheritable()
+
+    def getsockopt(self, *args):
+        """As :meth:`socket.socket.getsockopt`."""
+        return self.sock.getsockopt(*args)
+
+    def setsockopt(self, *args):
+        """As :meth:`socket.socket.setsockopt`."""
+        self.sock.setsockopt(*args)
+
+    def getpeername(self):
+        """As :meth:`socket.socket.getpeername`."""
+        return self.sock.getpeername()
+
+    def getsockname(self):
+        """As :meth:`socket.socket.getsockname`."""
+        return self.sock.getsockname()
+
+    def gettimeout(self):
+        """Return 0: the socket never blocks."""
+        return 0
+
+    def settimeout(self, value):
+        """Accept 0 only.
+
+        :raises ValueError: value is not 0
+        """
+        if value != 0:
+            raise ValueError(f"settimeout(): the socket of a connection never blocks, so value must be 0, got {value!r}")
+
+    def setblocking(self, flag):
+        """Accept False only.
+
+        :raises ValueError: flag is true
+        """
+        if flag:
+            raise ValueError("setblocking(): the socket of a connection never blocks, so flag must be False")
+
+    def __repr__(self):
+        return f"<SocketView of {self.sock!r}>"
+
+
 cdef class _Watch:
     # What add_reader() gets. uvloop drops it unasked when the descriptor has an error, after a last call, whatever is
     # left to read then; the stream hears of that because nothing but the loop holds this object.
@@ -402,6 +481,29 @@ cdef class TcpStream(ByteStream):
                 self._start_writing()
         return 0
 
+    cdef int put(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Send, or put behind the backlog, without running Python code; put_over() must follow."""
+        cdef Py_ssize_t sent = 0
+        if self.send_error or self.put_error or self.closed:
+            return 0
+        if self.backlog_end == 0:
+            sent = pf_send(self.fd, data, <size_t> size)
+            if sent < 0:
+                if not would_block(errno):
+                    self.put_error = errno
+                    return 0
+                sent = 0
+        return 0 if sent == size else self.append_backlog(data + sent, size - sent, NULL, 0)
+
+    cdef int put_over(self) except -1:
+        cdef int error = self.put_error
+        if error:
+            self.put_error = 0
+            return self._send_failed(error)
+        if self.backlog_end and not (self.writing or self.in_unit or self.closed):
+            return self._start_writing()
+        return 0
+
     cdef int out_of_memory(self) except -1:
         return self._send_failed(ENOMEM)
 
@@ -477,8 +579,9 @@ cdef class TcpStream(ByteStream):
     # --- end
 
     cdef int end(self) except -1:
-        if self.closing:
-            return 0
+        return 0 if self.closing else self.end_tcp()
+
+    cdef int end_tcp(self) except -1:
         self.closing = True
         self.pending = None
         self.pending_start = self.pending_end = 0
@@ -554,7 +657,9 @@ cdef class TcpStream(ByteStream):
 
     def get_extra_info(self, name, default=None):
         if name == "socket":
-            return self.sock
+            if self.sock_view is None:
+                self.sock_view = SocketView(self.sock)
+            return self.sock_view
         try:
             if name == "peername":
                 return self.peername if self.peername is not None else self.sock.getpeername()

@@ -7,13 +7,17 @@ certificates, sessions. Records pass through the ``ssl`` module's memory BIOs, s
 descriptor: TCP, a foreign transport, or another TLS stream (a proxy reached over TLS).
 
 Owns the order of events of one TLS connection, among them what a read or write that needs the other direction does.
+
+Each call of the ``ssl`` module can run anybody's code: a subclass of ``ssl.SSLObject``, a signal handler, a finalizer. So
+such a call is given objects that own their memory, and while it runs, nothing else calls the same SSL object: what is
+asked for meanwhile is done afterwards.
 """
 
+import io
 import ssl
 
-from cpython.memoryview cimport PyMemoryView_FromMemory
-from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
@@ -34,7 +38,10 @@ cdef object ZeroReturn = ssl.SSLZeroReturnError
 cdef object TlsError = ssl.SSLError
 cdef object CertificateError = ssl.CertificateError
 
-#: what get_extra_info() tells of TLS, as asyncio's transports do
+#: Methods of the SSL object that would take bytes from the stream, or put some between its own.
+USED_BY_THE_STREAM = frozenset({"do_handshake", "read", "unwrap", "verify_client_post_handshake", "write"})
+
+#: what get_extra_info() tells of TLS, as asyncio's transports do; given a TlsView
 TLS_INFO = {
     "ssl_object": lambda tls: tls,
     "sslcontext": lambda tls: tls.context,
@@ -42,6 +49,39 @@ TLS_INFO = {
     "cipher": lambda tls: tls.cipher(),
     "compression": lambda tls: tls.compression(),
 }
+
+
+cdef class TlsView:
+    """What ``get_extra_info("ssl_object")`` gives: a connection's :class:`ssl.SSLObject`, to be asked and not to be used.
+
+    Everything can be asked that the SSL object tells, also after the end. What would read, write or change something
+    raises :class:`io.UnsupportedOperation`, which is an OSError, or AttributeError.
+    """
+
+    cdef object tls
+
+    def __cinit__(self, tls):
+        self.tls = tls
+
+    @property
+    def __class__(self):
+        return type(self.tls)
+
+    def __getattr__(self, name):
+        if name in USED_BY_THE_STREAM:
+            raise io.UnsupportedOperation(
+                f"ssl_object.{name}: the connection reads and writes by itself; use send() and disconnect() of its transport"
+            )
+        return getattr(self.tls, name)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"ssl_object.{name} cannot be set: the SSL object belongs to the connection")
+
+    def __dir__(self):
+        return [name for name in dir(self.tls) if name not in USED_BY_THE_STREAM]
+
+    def __repr__(self):
+        return f"<TlsView of {self.tls!r}>"
 
 
 cdef class TlsStream(ByteStream):
@@ -67,6 +107,7 @@ cdef class TlsStream(ByteStream):
         self.tls = context.wrap_bio(
             self.incoming, self.outgoing, server_side=server_side, server_hostname=server_hostname, session=session
         )
+        self.view = TlsView(self.tls)
         self.handshaking = True
         self.set_write_buffer_limits()
         lower.handler = self
@@ -85,19 +126,26 @@ cdef class TlsStream(ByteStream):
         cdef Py_ssize_t piece
         self.arrived = self.lower.arrived
         self.arrived_by_hardware = self.lower.arrived_by_hardware
-        while True:
+        while not (self.shut or self.failed or self.closed):
             piece = min(size - used, <Py_ssize_t> PIECE_SIZE)
-            self.incoming.write(PyMemoryView_FromMemory(<char*> data + used, piece, PyBUF_READ))
+            self.incoming.write(PyBytes_FromStringAndSize(<char*> data + used, piece))
             used += piece
             self._advance()
-            if used == size or self.failed or self.closed:
-                return size
+            if used == size:
+                break
             if self.reading_paused and not self.closing:
                 return used     # the stream below keeps the rest
+        return size
 
     cdef int stream_end(self, int end, object error) except -1:
         if self.closed or self.failed:
             return 0
+        if self.calling:
+            self.lower_end = (end, error)
+            self.again = True
+            return 0
+        if self.closing and not self.shut:
+            return self.finish()        # what TLS has not taken yet, it would take only after having read more
         if end == StreamEnd.FIN:
             if self.close_notify_seen:
                 end = StreamEnd.TLS_CLOSE_NOTIFY
@@ -125,27 +173,76 @@ cdef class TlsStream(ByteStream):
     cdef int _advance(self) except -1:
         """Bytes came from below, or something waits to be written: do whatever TLS allows now."""
         cdef bint waiting
-        if self.failed or self.closed:
+        if self.calling:
+            self.again = True
             return 0
+        if self.handshaking:
+            self._shake_hands()
+        if self.handshaking or self.failed or self.shut or self.closed:
+            return 0
+        waiting = self._waits()
+        self._read()
+        # A write that waits for a renegotiation would take data that comes in the midst of it for a violation, so
+        # that has to be read before.
+        if waiting and self.corks == 0:
+            self.flush()
+        return 0
+
+    cdef int _call_over(self) except -1:
+        """The SSL object may be called again."""
+        self.calling = False
+        if self.again:
+            self.again = False
+            if not self.closed:
+                self.loop.call_soon(self._again_turn)
+        return 0
+
+    def _again_turn(self):
+        if self.closed:
+            return
+        self._advance()
+        if self.corks == 0:
+            self.flush()
+        if self.lower_end is not None and not self.calling:
+            end, error = self.lower_end
+            self.lower_end = None
+            self.stream_end(end, error)
+
+    cdef int _broken_off(self, error) except -1:
+        """A call of the SSL object ended in a way that does not tell what it has done, so nothing can follow."""
+        if isinstance(error, Exception):
+            return self._fail(error)
+        problem = ssl.SSLError(f"a call of the ssl module was broken off by {type(error).__name__}")
+        problem.__cause__ = error
+        self._fail(problem)
+        raise error
+
+    cdef int _shake_hands(self) except -1:
+        """Go on with the handshake."""
+        cdef bint done = False
+        problem = None
+        if self.failed or self.shut or self.closed:
+            return 0
+        self.calling = True
         try:
-            if self.handshaking:
-                try:
-                    self.tls.do_handshake()
-                except (WantRead, WantWrite):
-                    return self._send_records()
-                self.handshaking = False
-                self._handshake_over()
+            self.tls.do_handshake()
+            done = True
+        except (WantRead, WantWrite):
+            pass
+        except Exception as error:
+            problem = error
+        finally:
+            try:
                 self._send_records()
-                if self.backlog_end:
-                    self.flush()
-            waiting = self.backlog_end != 0
-            self._read()
-            # A write that waits for a renegotiation would take data that comes in the midst of it for a violation, so
-            # that has to be read before.
-            if waiting and self.backlog_end and not (self.failed or self.closed):
+            finally:
+                self._call_over()
+        if problem is not None:
+            return self._fail(problem)
+        if done:
+            self.handshaking = False
+            self._handshake_over()
+            if self.backlog_end and not self.corks:
                 self.flush()
-        except (TlsError, CertificateError) as error:
-            self._fail(error)
         return 0
 
     cdef int _handshake_over(self) except -1:
@@ -156,77 +253,92 @@ cdef class TlsStream(ByteStream):
 
     def _on_handshake_timeout(self):
         self.timer = None
-        self._fail(TimeoutError("the TLS handshake was not finished in time"))
+        if self.handshaking:
+            self._fail(TimeoutError("the TLS handshake was not finished in time"))
 
     cdef int _read(self) except -1:
-        cdef uint8_t *where
-        cdef Py_ssize_t room, filled, size
+        cdef bytes data
+        if self.delivering and not self.closing:
+            self.reentered = True
+            return 0
         while self._has_records() and not (
-            self.reading_paused or self.closing or self.close_notify_seen or self.read_error is not None
+            (self.reading_paused and not self.closing) or self.close_notify_seen or self.failed or self.shut
+            or self.closed or self.read_error is not None
         ):
-            room = self.reserve(&where)
-            filled = 0
-            # A record at a time, until the room is full or the records are used up. To ask without need would
-            # cost an exception.
-            while filled < room and self._has_records():
-                try:
-                    size = self.tls.read(
-                        room - filled, PyMemoryView_FromMemory(<char*> where + filled, room - filled, PyBUF_WRITE)
-                    )
-                except (WantRead, WantWrite):
-                    break
-                except ZeroReturn:
-                    size = 0
-                except TlsError as error:
-                    # What came before the bad record is good, and given out first.
-                    self.read_error = error
-                    break
-                if size == 0:
-                    self.close_notify_seen = True
-                    break
-                filled += size
-            if filled == 0:
+            data = self._read_record()
+            if data is None:
                 break
-            self.received(filled)
-            if self.closed:
-                return 0
+            self.receive_copy(data)
+        if self.failed or self.shut or self.closed:
+            return 0
         if self.read_error is not None and not self.reading_paused:
             return self._fail(self.read_error)
-        if self.closing and not self.close_notify_seen:
-            self._discard()
-        # Reading may have had something to say (KeyUpdate, an alert), and may have been what a write waited for.
-        if self.outgoing.pending:
-            if self.lower.backlog_size() == 0:
-                self.unread_answers = 0
-            self.unread_answers += self.outgoing.pending
-            self._send_records()
-            # One read may make many. A peer is to blame if they wait for it.
-            if self.unread_answers > MAX_UNREAD_ANSWERS and self.lower.backlog_size():
-                return self._fail(ssl.SSLError("the peer asks for key updates and does not read them"))
-        if self.close_notify_seen and not self.end_seen and (self.closing or not self.reading_paused):
+        self._answer()
+        if self.close_notify_seen and not (self.end_seen or self.failed or self.closing or self.reading_paused):
             self.report_end(StreamEnd.TLS_CLOSE_NOTIFY, None)
         return 0
 
     cdef bint _has_records(self) except -1:
+        # To read without need would cost an exception.
         return self.incoming.pending or self.tls.pending()
 
-    cdef int _discard(self) except -1:
+    cdef bytes _read_record(self):
+        """The plaintext of the next record; None if there is no whole one, or no more."""
+        data = problem = None
+        self.calling = True
         try:
-            while self.tls.read(RECORD_SIZE):
-                pass
-            self.close_notify_seen = True
-        except ZeroReturn:
-            self.close_notify_seen = True
+            data = self.tls.read(RECORD_SIZE)
+            if not isinstance(data, bytes):
+                raise TypeError(f"{type(self.tls).__name__}.read() must return bytes, got {type(data).__name__}")
         except (WantRead, WantWrite):
             pass
+        except ZeroReturn:
+            self.close_notify_seen = True
+        except TlsError as error:
+            # What came before the bad record is good, and given out first.
+            self.read_error = error
+        except BaseException as error:
+            data = None
+            problem = error
+        finally:
+            self._call_over()
+        if problem is not None:
+            self._broken_off(problem)
+        if data == b"":
+            self.close_notify_seen = True
+            return None
+        return data
+
+    cdef int _answer(self) except -1:
+        """Reading may have had something to say (KeyUpdate, an alert), and may have been what a write waited for."""
+        if self.calling or not self.outgoing.pending:
+            return 0
+        if self.lower.backlog_size() == 0:
+            self.unread_answers = 0
+        self.unread_answers += self.outgoing.pending
+        self.calling = True
+        try:
+            self._send_records()
+        finally:
+            self._call_over()
+        # One read may make many. A peer is to blame if they wait for it.
+        if self.unread_answers > MAX_UNREAD_ANSWERS and self.lower.backlog_size():
+            return self._fail(ssl.SSLError("the peer asks for key updates and does not read them"))
         return 0
 
     cdef int _fail(self, error) except -1:
-        self.failed = True
+        if self.failed or self.closed:
+            return 0
+        self.failed = self.write_failed = True
+        self._forget_message()
         try:
-            self._send_records()    # the alert that tells the peer why
+            if not self.calling:
+                self._send_records()    # the alert that tells the peer why
         finally:
-            self.report_end(StreamEnd.TLS_FAILED, error)
+            if self.closing:
+                self.lower.end()      # the peer's FIN is awaited all the same
+            else:
+                self.report_end(StreamEnd.TLS_FAILED, error)
         return 0
 
     cdef int pause(self) except -1:
@@ -255,81 +367,105 @@ cdef class TlsStream(ByteStream):
 
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                     const uint8_t *body, Py_ssize_t body_size) except -1:
-        cdef Py_ssize_t joined
-        cdef uint8_t[RECORD_SIZE] record
+        cdef bytes message
         if self.closing or self.failed:
             return 0
-        if self.handshaking or self.backlog_end or self.corks or self.coalescing or self.in_unit:
+        if (self.calling or self.handshaking or self.message is not None or self.backlog_end or self.corks
+                or self.coalescing or self.in_unit):
             self.append_backlog(head, head_size, body, body_size)
-            if not (self.corks or self.handshaking or self.in_unit or self.failed):
+            if self.calling:
+                self.again = True
+            elif not (self.corks or self.handshaking or self.in_unit or self.failed):
                 self.schedule_flush()
             return 0
+        # One object, so that head and body share the first record: the peer gets both with one read.
         try:
-            if body_size and head_size < RECORD_SIZE:
-                # Head and body share the first record: the peer gets both with one read.
-                joined = min(body_size, RECORD_SIZE - head_size)
-                memcpy(record, head, <size_t> head_size)
-                memcpy(record + head_size, body, <size_t> joined)
-                self._encrypt(record, head_size + joined)
-                self._encrypt(body + joined, body_size - joined)
-            else:
-                self._encrypt(head, head_size)
-                self._encrypt(body, body_size)
-            self._send_records()
-        except TlsError as error:
-            self._fail(error)
+            message = PyBytes_FromStringAndSize(NULL, head_size + body_size)
+        except MemoryError:
+            return self.out_of_memory()
+        memcpy(PyBytes_AS_STRING(message), head, <size_t> head_size)
+        if body_size:
+            memcpy(PyBytes_AS_STRING(message) + head_size, body, <size_t> body_size)
+        self.message = message
+        self.message_done = 0
+        return self._encrypt()
+
+    cdef bint _waits(self) noexcept:
+        """Whether something was written that TLS has not taken."""
+        return self.message is not None or self.backlog_end != 0
+
+    cdef int _forget_message(self) except -1:
+        if self.message is not None:
+            self.backlog_lost += PyBytes_GET_SIZE(self.message) - self.message_done
+            self.message = None
         return 0
 
-    cdef int _encrypt(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Make records of it; keep for later what TLS will not take before it has read something."""
-        cdef Py_ssize_t done = 0
-        if self.backlog_end:
-            return self.append_backlog(data, size, NULL, 0)
-        while done < size:
-            try:
-                done += self.tls.write(PyMemoryView_FromMemory(
-                    <char*> data + done, min(size - done, <Py_ssize_t> PIECE_SIZE), PyBUF_READ
-                ))
-            except (WantRead, WantWrite):
-                return self.append_backlog(data + done, size - done, NULL, 0)
-            if done < size:
+    cdef bint _next_message(self) except -1:
+        """See to it that `message` is what is to be encrypted next. Returns False if there is nothing."""
+        cdef Py_ssize_t size = self.backlog_end - self.backlog_start
+        if self.message is None and size:
+            size = min(size, <Py_ssize_t> PIECE_SIZE)
+            self.message = PyBytes_FromStringAndSize(<char*> self.backlog + self.backlog_start, size)
+            self.message_done = 0
+            self.backlog_start += size
+            if self.backlog_start == self.backlog_end:
+                self.backlog_start = self.backlog_end = 0
+        return self.message is not None
+
+    cdef int _encrypt(self) except -1:
+        """Make records of what was written, as far as TLS takes it before it has read something."""
+        cdef bytes message
+        cdef Py_ssize_t size, taken
+        problem = None
+        self.calling = True
+        try:
+            while not (self.failed or self.closed or self.lower.closed) and self._next_message():
+                message = self.message
+                size = min(PyBytes_GET_SIZE(message) - self.message_done, <Py_ssize_t> PIECE_SIZE)
+                piece = message if size == PyBytes_GET_SIZE(message) else (
+                    PyMemoryView_FromObject(message)[self.message_done:self.message_done + size]
+                )
+                taken = self.tls.write(piece)
+                if not 0 < taken <= size:
+                    raise ValueError(f"{type(self.tls).__name__}.write() must return 1..{size}, got {taken}")
+                if self.message is message:     # else the stream has ended
+                    self.message_done += taken
+                    if self.message_done == PyBytes_GET_SIZE(message):
+                        self.message = None
                 self._send_records()
-        return 0
-
-    cdef int flush(self) except -1:
-        cdef Py_ssize_t done = 0
-        error = None
-        if self.handshaking or self.failed:
-            return 0
-        try:
-            while self.backlog_start + done < self.backlog_end:
-                done += self.tls.write(PyMemoryView_FromMemory(
-                    <char*> self.backlog + self.backlog_start + done,
-                    min(self.backlog_end - self.backlog_start - done, <Py_ssize_t> PIECE_SIZE), PyBUF_READ
-                ))
-                if self.backlog_start + done < self.backlog_end:
-                    self._send_records()
         except (WantRead, WantWrite):
             pass
-        except TlsError as failure:
-            error = failure
-        # The records go down before the bytes in them count as sent: they may only have moved to the backlog below.
-        self._send_records()
-        if self.closed:
+        except BaseException as error:
+            problem = error
+        finally:
+            self._call_over()
+        return 0 if problem is None else self._broken_off(problem)
+
+    cdef int flush(self) except -1:
+        if self.handshaking or self.failed or self.shut or self.closed:
             return 0
-        self.backlog_sent(done)
-        if error is not None:
-            return self._fail(error)
-        self.check_high_watermark()
-        if self.closing and self.backlog_end == 0:
+        if self.calling:
+            self.again = True
+            return 0
+        if self._waits():
+            self._encrypt()
+            if self.closed:
+                return 0
+            # The records are below now. They count as long as they wait there.
+            self.backlog_sent(0)
+            if self.failed or self.closed:
+                return 0
+            self.check_high_watermark()
+        if self.closing and not self._waits():
             self._shut()
         return 0
 
     cdef int out_of_memory(self) except -1:
-        self.failed = True
+        self.failed = self.write_failed = True
         return self.report_end(StreamEnd.FAILED, MemoryError("no memory for what was to be sent"))
 
     cdef int _send_records(self) except -1:
+        """Give the stream below what TLS has made. No other call may do so meanwhile: `calling` is set."""
         cdef bytes records = self.outgoing.read()
         if records:
             self.lower.writev(<const uint8_t*> PyBytes_AS_STRING(records), PyBytes_GET_SIZE(records), NULL, 0)
@@ -356,7 +492,8 @@ cdef class TlsStream(ByteStream):
         return self.lower.want_drain()
 
     cdef Py_ssize_t backlog_size(self) noexcept:
-        return self.backlog_end - self.backlog_start + self.lower.backlog_size()
+        cdef Py_ssize_t size = self.backlog_end - self.backlog_start + self.lower.backlog_size()
+        return size if self.message is None else size + PyBytes_GET_SIZE(self.message) - self.message_done
 
     # --- end
 
@@ -368,33 +505,40 @@ cdef class TlsStream(ByteStream):
         self.pending_start = self.pending_end = 0
         self.corks = 0
         if self.handshaking or self.failed or self.lower.closed:
+            self.shut = True
             self.lower.end()
             return 0
         self.lower.resume()
-        if self.backlog_end:
-            self.flush()
-        else:
-            self._shut()
-        return 0
+        return self.flush()
 
     cdef int _shut(self) except -1:
-        """Send our close_notify, then let the stream below end in order."""
+        """Send our close_notify, then let the stream below end in order: what comes until the peer's FIN is thrown away,
+        as it does not matter whether it is good TLS."""
+        if self.shut:
+            return 0
+        self.shut = self.calling = True
         try:
-            self.tls.unwrap()
-        except TlsError:
-            pass        # it wants to read the peer's; the stream below waits for its FIN all the same
-        self._send_records()
-        self.lower.end()
+            try:
+                self.tls.unwrap()
+            except TlsError:
+                pass        # close_notify is made; the peer's has not come, or data stands before it
+            self._send_records()
+        finally:
+            self.calling = self.again = False
+            self.lower.end()
         return 0
 
     cdef int drop(self) except -1:
         if not self.closed:
-            self.closing = True
+            self.closing = self.shut = True
             self.lower.drop()
         return 0
 
     cdef int finish(self) except -1:
         if not self.closed:
+            self.shut = True
+            self.lower_end = None
+            self._forget_message()
             self._handshake_over()
             self.lower.drop()
             self.backlog_lost += self.lower.backlog_lost
@@ -410,5 +554,5 @@ cdef class TlsStream(ByteStream):
 
     def get_extra_info(self, name, default=None):
         if name in TLS_INFO:
-            return TLS_INFO[name](self.tls)
+            return TLS_INFO[name](self.view)
         return self.lower.get_extra_info(name, default)

@@ -517,7 +517,7 @@ def _import_python_socks() -> tuple[Any, Any, Any]:
         from python_socks.async_.asyncio.v2 import Proxy
     except ImportError as exc:
         raise ImportError(
-            "SOCKS proxies need the package python-socks: pip install picows_fast[proxy]"
+            "SOCKS proxies need the package python-socks: pip install 'python-socks>=2.5'"
         ) from exc
     return Proxy, ProxyError, ProxyType
 

@@ -158,7 +158,7 @@ def one_line(result: Result, exit_code: int) -> str:
 
 
 def write_feed(path: Path, messages: Iterator[tuple[int, str]] | list[tuple[int, str]]) -> Path:
-    with FeedWriter(path) as writer:
+    with FeedWriter(path, replace=True) as writer:
         for microseconds, text in messages:
             writer.write(microseconds, text)
     return path

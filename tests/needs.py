@@ -28,12 +28,15 @@ def can_bind(family: int, address: str) -> bool:
 
 
 HAS_SECOND_LOOPBACK = can_bind(socket.AF_INET, "127.0.0.2")
+HAS_FULL_DEVICE = os.path.exists("/dev/full")
 
 epoll = pytest.mark.skipif(not IS_LINUX, reason="picows_fast's loop is for Linux")
 arrival_times = pytest.mark.skipif(not IS_LINUX, reason="Linux notes when data comes")
 descriptor_list = pytest.mark.skipif(
     not os.path.isdir("/proc/self/fd"), reason="needs /proc/self/fd"
 )
+full_device = pytest.mark.skipif(not HAS_FULL_DEVICE, reason="needs /dev/full")
+fifo = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs and Unix sockets")
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 reuse_port = pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs SO_REUSEPORT")
 ipv6 = pytest.mark.skipif(not can_bind(socket.AF_INET6, "::1"), reason="needs ::1")

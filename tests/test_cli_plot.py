@@ -72,7 +72,7 @@ async def test_not_for_browsers(commands: Commands) -> None:
 
 async def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(CommandError, match=re.escape("pip install 'picows_fast[plot]'")):
+    with pytest.raises(CommandError, match=re.escape("pip install 'matplotlib>=3.8'")):
         check_plot(tmp_path / "latency.svg")
     check_plot(None)
 

@@ -6,21 +6,26 @@ import asyncio
 import re
 import socket
 import ssl
+import sys
 
 import pytest
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from . import needs
 from .commands import (  # noqa: F401
     CERTIFICATE,
+    ENVIRONMENT,
     HANGS,
     Commands,
+    Result,
     closed,
     commands_fixture,
     echo,
     one_line,
     run_on_terminal,
     server,
+    texts,
 )
 
 # The event loop that matters is the command's, chosen by --loop.
@@ -310,3 +315,47 @@ async def test_connect_through_a_proxy(commands: Commands) -> None:
         result = await commands.run("connect", url, *arguments, stdin=b"hello\n")
     assert (result.code, result.out) == (0, "hello\n")
     assert targets == [url.removeprefix("ws://").rstrip("/")]
+
+
+@needs.fork
+async def test_standard_streams_that_are_closed(commands: Commands) -> None:
+    """As a service or cron may start a command. Sockets must not get their numbers."""
+
+    async def shell(redirections: str, *arguments: str) -> Result:
+        process = await asyncio.create_subprocess_shell(
+            f"exec {sys.executable} -m picows_fast {' '.join(arguments)} {redirections}",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd=commands.folder,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), HANGS)
+        assert process.returncode is not None
+        assert b"Traceback" not in err
+        return Result(process.returncode, out.decode(), err.decode())
+
+    async with server(echo) as url:
+        result = await shell(">&-", "connect", url)
+        assert "standard output is closed" in one_line(result, 1)
+        assert (await shell("<&- 2>&-", "connect", url, "--wait", "0")).code == 0
+        result = await shell(
+            "<&- >&- 2>&-", "record", url, "-o", "out", "--send", "x", "--messages=1"
+        )
+        assert (result.code, texts(commands.folder / "out")) == (0, ["x"])
+        if needs.HAS_FULL_DEVICE:
+            result = await shell("</dev/null >/dev/full", "replay", "out")
+            assert "No space left" in one_line(result, 1)
+
+
+@needs.full_device
+async def test_connect_to_standard_output_that_is_full(commands: Commands) -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send("x")
+        await connection.wait_closed()
+
+    program = "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1);"
+    program += "from picows_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    async with server(handler) as url:
+        result = await commands.run("connect", url, "--wait", "inf", program=program)
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == "picows_fast: [Errno 28] No space left on device"

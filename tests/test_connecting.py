@@ -610,7 +610,7 @@ async def test_local_addr_concerns_the_proxy(kind: str) -> None:
 
 async def test_without_python_socks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "python_socks", None)
-    with pytest.raises(ImportError, match=r"pip install picows_fast\[proxy\]"):
+    with pytest.raises(ImportError, match=r"pip install 'python-socks"):
         await connect("ws://127.0.0.1/", proxy="socks5://127.0.0.1:1")
     # HTTP is spoken without it.
     async with echo_server() as port, Proxy("http") as proxy:

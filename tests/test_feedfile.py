@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from picows_fast.cli.feedfile import FeedError, FeedWriter, check_feed, read_feed, repeat_feed
+from picows_fast.cli.feedfile import (
+    FeedCutOffError,
+    FeedError,
+    FeedWriter,
+    check_feed,
+    read_feed,
+    repeat_feed,
+)
 
 MESSAGES = [
     (0, ""),
@@ -25,7 +32,7 @@ def write_lines(path: Path, *lines: str) -> Path:
 
 
 def write_messages(path: Path, messages: list[tuple[int, str]]) -> Path:
-    with FeedWriter(path) as writer:
+    with FeedWriter(path, replace=True) as writer:
         for microseconds, text in messages:
             writer.write(microseconds, text)
         assert writer.messages == len(messages)
@@ -150,6 +157,14 @@ def test_file_cut_at_every_byte(tmp_path: Path) -> None:
         got, error = read_up_to_fault(cut)
         assert str(cut) in str(error)
         assert got == messages[: len(got)]
+        if isinstance(error, FeedCutOffError):
+            assert list(read_feed(cut, allow_cut_off=True)) == got
+        if got:
+            assert check_feed(cut)[::3] == (len(got), True)
+        else:
+            with pytest.raises(FeedError):
+                check_feed(cut)
+    assert check_feed(tmp_path / "whole")[::3] == (20, False)
 
 
 @pytest.mark.parametrize("trailing", [b"x", b"not gzip", b"\x1f\x8b", b"\x1f\x8b\x08\x00\x00"])
@@ -206,7 +221,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 def test_recording_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "feed"
     path.write_bytes(b"an earlier recording")
-    writer = FeedWriter(path)
+    writer = FeedWriter(path, replace=True)
     writer.write(0, "a")
     assert path.read_bytes() == b"an earlier recording"
     writer.close()
@@ -220,7 +235,7 @@ def test_recording_appears_when_it_is_complete(tmp_path: Path) -> None:
 def test_discarded_recording_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "feed"
     path.write_bytes(b"an earlier recording")
-    writer = FeedWriter(path)
+    writer = FeedWriter(path, replace=True)
     writer.write(0, "a")
     writer.discard()
     writer.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import socket
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from picows_fast.cli.book import generate_book
 from picows_fast.cli.feedfile import read_feed
 
+from . import needs
 from .commands import (  # noqa: F401
+    ENVIRONMENT,
     HANGS,
     LOOPS,
     Commands,
@@ -31,6 +35,7 @@ from .commands import (  # noqa: F401
     texts,
     write_feed,
 )
+from .support import until
 
 # The event loop that matters is the command's, chosen by --loop.
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
@@ -133,9 +138,162 @@ async def test_record_leaves_out_binary_messages_and_says_so(commands: Commands)
 async def test_record_keeps_an_earlier_recording_if_it_cannot_connect(commands: Commands) -> None:
     out = write_feed(commands.folder / "out.gz", [(0, "earlier")])
     with refusing_url() as url:
-        one_line(await commands.run("record", url, "-o", out), 1)
+        one_line(await commands.run("record", url, "-o", out, "--force"), 1)
     assert texts(out) == ["earlier"]
     assert list(commands.folder.iterdir()) == [out]
+
+
+async def greet(connection: ServerConnection) -> None:
+    for number in range(3):
+        await connection.send(f"message {number}")
+
+
+GREETING = ["message 0", "message 1", "message 2"]
+
+
+async def test_record_replaces_a_file_only_if_it_is_told_to(commands: Commands) -> None:
+    out = write_feed(commands.folder / "out.gz", [(0, "earlier")])
+    async with server(greet) as url:
+        assert "--force" in one_line(await commands.run("record", url, "-o", out), 2)
+        assert texts(out) == ["earlier"]
+        link = commands.folder / "link.gz"
+        link.symlink_to(out)
+        assert (await commands.run("record", url, "-o", link, "--force")).code == 0
+        assert link.is_symlink()
+        assert texts(out) == GREETING
+        # Of a recorder that was killed, or still runs.
+        part = write_feed(commands.folder / "other.gz.part", [(0, "earlier")])
+        other = commands.folder / "other.gz"
+        assert f"{part} exists" in one_line(await commands.run("record", url, "-o", other), 2)
+        assert texts(part) == ["earlier"]
+        assert (await commands.run("record", url, "-o", other, "--force")).code == 0
+        assert texts(other) == GREETING
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [([], 0), (["--messages", "4"], 3), (["--seconds", "60"], 3), (["--messages", "3"], 0)],
+)
+async def test_record_of_a_server_that_closes(
+    commands: Commands, limits: list[str], code: int
+) -> None:
+    out = commands.folder / "out.gz"
+    async with server(greet) as url:
+        result = await commands.run("record", url, "-o", out, *limits)
+    assert result.code == code
+    assert texts(out) == GREETING
+    early = f"closed by the peer, code 1000, before {limits[0]} was reached" if limits else "closed"
+    assert (early in result.err) == (limits != ["--messages", "3"])
+
+
+async def test_record_of_nothing_but_binary_messages(commands: Commands) -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(b"binary")
+
+    async with server(handler) as url:
+        result = await commands.run("record", url, "-o", "out.gz")
+    assert result.code == 1
+    assert "out.gz: not written, no TEXT messages (1 binary messages came" in result.err
+    assert list(commands.folder.iterdir()) == []
+
+
+@needs.fifo
+@pytest.mark.parametrize("kind", ["fifo", "socket", "stdout", "device"])
+async def test_record_into_what_is_no_regular_file(commands: Commands, kind: str) -> None:
+    out = commands.folder / "out"
+    accepted = b""
+    async with server(greet) as url:
+        if kind == "fifo":
+            os.mkfifo(out)
+            reader = asyncio.create_task(asyncio.to_thread(out.read_bytes))
+            result = await commands.run("record", url, "-o", out)
+            accepted = await reader
+            assert out.is_fifo()
+        elif kind == "socket":
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(out))
+                listening.listen()
+                listening.setblocking(False)
+                accepting = asyncio.create_task(asyncio.get_running_loop().sock_accept(listening))
+                result = await commands.run("record", url, "-o", out)
+                connection, _ = await accepting
+                with connection:
+                    accepted = connection.recv(65536)
+            assert out.is_socket()
+        elif kind == "device":
+            before = os.stat(os.devnull)
+            result = await commands.run("record", url, "-o", os.devnull)
+            assert os.stat(os.devnull) == before
+        else:
+            script = (
+                f"echo first > file; {sys.executable} -m picows_fast record {url} -o /dev/stdout"
+            )
+            process = await asyncio.create_subprocess_shell(
+                f"{script} >> file", cwd=commands.folder, env=ENVIRONMENT
+            )
+            assert await asyncio.wait_for(process.wait(), HANGS) == 0
+            first, accepted = (commands.folder / "file").read_bytes().split(b"\n", 1)
+            assert first == b"first"
+    if kind != "stdout":
+        assert result.code == 0, result
+    if kind != "device":
+        copy = commands.folder / "copy"
+        copy.write_bytes(accepted)
+        assert texts(copy) == GREETING
+
+
+@needs.fifo
+async def test_record_into_a_pipe_whose_reader_goes(commands: Commands) -> None:
+    async def handler(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await connection.send(os.urandom(50_000).hex())
+
+    out = commands.folder / "out"
+    os.mkfifo(out)
+    async with server(handler) as url:
+        command = await commands.start("record", url, "-o", out)
+        with await asyncio.to_thread(open, out, "rb") as pipe:
+            await asyncio.to_thread(pipe.read, 1000)
+        result = await command.finish()
+    assert "Broken pipe" in one_line(result, 1)
+
+
+async def test_a_recorder_that_is_killed_loses_a_second_at_most(commands: Commands) -> None:
+    flushed = asyncio.Event()
+
+    async def handler(connection: ServerConnection) -> None:
+        await greet(connection)
+        await flushed.wait()
+        command.process.kill()
+        await connection.wait_closed()
+
+    part = commands.folder / "out.gz.part"
+    async with server(handler) as url:
+        command = await commands.start("record", url, "-o", "out.gz")
+        await until(lambda: part.exists() and part.stat().st_size, HANGS)
+        flushed.set()
+        await command.process.wait()
+    assert list(commands.folder.iterdir()) == [part]
+    assert list(read_feed(part, allow_cut_off=True))[-1][1] == "message 2"
+    replay, url = await commands.replay(part)
+    async with websockets_connect(url) as connection:
+        assert [message async for message in connection] == GREETING
+    replay.interrupt()
+    result = await replay.finish()
+    assert result.err == f"{part} is cut off: its 3 whole messages are published\n"
+
+
+@needs.full_device
+async def test_record_to_a_full_disk_is_told_when_it_is_flushed(commands: Commands) -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await greet(connection)
+        await connection.wait_closed()
+
+    async with server(handler) as url:
+        result = await commands.run("record", url, "-o", "/dev/full")
+    assert "cannot write /dev/full: No space left" in one_line(result, 1)
 
 
 async def test_record_to_a_place_that_cannot_be_written(commands: Commands) -> None:

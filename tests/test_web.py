@@ -158,7 +158,7 @@ async def test_command(commands: Commands) -> None:
     command.interrupt()
     await client.closed()
     assert transport.close_handshake.recv.code == 1012
-    assert (await command.finish()).code == 0
+    assert (await command.finish()).code == 130
 
 
 async def test_command_over_tls_ends_by_itself(commands: Commands) -> None:

@@ -3,12 +3,14 @@
 Each command is a module of its own; this one reads the arguments, runs the command and turns its
 errors into one line on stderr. The commands use the public API only.
 
-Exit codes: 0 success, 1 the command failed, 2 the arguments cannot be used, 130 ended by Ctrl-C.
+Exit codes: 0 success, 1 the command failed, 2 the arguments cannot be used, 3 the server closed
+before the limit of `record`, 128 plus the number of the signal that ended the command.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -38,7 +40,8 @@ examples:
 _DEMO_EPILOG = f"""\
 A generated order book is published for {DEFAULT_SECONDS:g} seconds; a recorded feed from its first
 message to its last. With --seconds, a feed that ends earlier starts again.
-The exit code is 0 if every client received every message in order and unchanged, otherwise 1.
+The exit code is 0 if every client received every message in order and unchanged, 1 if not, 130 if
+Ctrl-C ended it and every client received what there was.
 
 examples:
   {_PROGRAM} demo --tls --clients 20
@@ -62,8 +65,12 @@ examples:
 
 _RECORD_EPILOG = f"""\
 Without a limit it records until the server closes the connection or Ctrl-C is pressed; the file is
-complete in either case. While it records, the data is in FILE.part.
+complete in either case. While it records, the data is in FILE.part, written out every second. A
+FIFO, a device, a socket or /dev/stdout is written into.
 FILE is gzip; each line is a JSON array: [microseconds since the first message, "message"].
+The exit code is 0 if a limit was reached or, without one, the server closed cleanly; 3 if it closed
+cleanly before the limit; 1 if the connection was lost or no TEXT message came, which leaves no
+file; 130 after Ctrl-C.
 
 examples:
   {_PROGRAM} record wss://host/path -o feed.jsonl.gz --seconds 60
@@ -90,25 +97,38 @@ def _positive_int(text: str) -> int:
     return value
 
 
+# More seconds than that, 30 years, are more than event loops can count to.
+_MOST_SECONDS = 1e9
+
+
 def _rate(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
+    if not 1 / _MOST_SECONDS <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     return value
 
 
 def _positive_seconds(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
+    if not 0 < value <= _MOST_SECONDS:
         raise ValueError(text)
     return value
 
 
 def _seconds_or_inf(text: str) -> float:
     value = float(text)
-    if not value >= 0:
+    if not (0 <= value <= _MOST_SECONDS or value == float("inf")):
         raise argparse.ArgumentTypeError(f"must be 0 or more, or inf, got {text}")
     return value
+
+
+def _text(text: str) -> str:
+    """What can be sent as a TEXT message: an argument may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not valid UTF-8") from None
+    return text
 
 
 def _speed(text: str) -> float | None:
@@ -278,8 +298,14 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write, usually named something.jsonl.gz",
     )
     sub.add_argument(
+        "--force",
+        action="store_true",
+        help="replace FILE, and a FILE.part of another recording, if they exist",
+    )
+    sub.add_argument(
         "--send",
         metavar="TEXT",
+        type=_text,
         action="append",
         default=[],
         help="send this first, e.g. to subscribe; may be repeated",
@@ -337,7 +363,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.command == "connect":
         return run_command(connect.run(args))
     if args.command == "record":
-        return run_command(record.run(args), args.loop)
+        writer = record.open_output(args.output, replace=args.force)
+        try:
+            return run_command(record.run(args, writer), args.loop)
+        finally:
+            writer.discard()  # nothing, if it is complete
     if args.command == "replay":
         return run_command(replay.run(args, check_feed(args.file)), args.loop)
     if args.web:
@@ -355,16 +385,68 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return run_command(demo.run(args, check_feed(args.feed)), args.loop)
 
 
+def _ensure_standard_streams() -> bool:
+    """Open the null device for each standard stream that is closed; whether stdout is open.
+
+    The next file or socket would get the closed one's number, and what is printed.
+    """
+    has_output = sys.stdout is not None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    return has_output
+
+
+def _flush_output(code: int) -> int:
+    """Write what stdout holds; the exit code then. Python itself would complain at exit."""
+    try:
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        error = None
+    except OSError as caught:
+        error = caught
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error is not None:
+        _complain(f"cannot write to standard output: {error.strerror or error}")
+    return code or 1
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"picows_fast: {message}", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: sys.argv[1:]); return the exit code.
 
     Raises SystemExit for --help and for arguments that argparse refuses.
     """
+    has_output = _ensure_standard_streams()
     parser = _parser()
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as error:
+        if error.code == 0:
+            sys.exit(_flush_output(0))
+        raise
+    if args.command == "connect" and not has_output:
+        _complain("cannot print messages: standard output is closed")
+        return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A message must not end a command because the terminal's encoding lacks a character.
         sys.stdout.reconfigure(errors="backslashreplace")
+    return _flush_output(_exit_code(parser, args))
+
+
+def _exit_code(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Run the command; what went wrong is told in one line."""
     try:
         return _run(parser, args)
     except CommandError as error:
@@ -374,8 +456,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain again when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    print(f"picows_fast: {message}", file=sys.stderr)
+        return 1  # whoever read our output has gone
+    except OSError as error:
+        message, exit_code = error.strerror or str(error), 1
+    _complain(message)
     return exit_code

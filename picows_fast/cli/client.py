@@ -55,6 +55,11 @@ class MessageListener(WritableListener, WSMessageListener):
             else:
                 self.on_text(payload.get_payload_as_utf8_text())
         except OSError as error:
+            self.fail(transport, error)
+
+    def fail(self, transport: WSTransport, error: OSError) -> None:
+        """This side's output does not work: close, and let `wait_end` tell."""
+        if self.fault is None:
             self.fault = error
             transport.send_close(WSCloseCode.GOING_AWAY)
             transport.disconnect()

@@ -32,7 +32,7 @@ from picows_fast.layers.histogram import LatencyHistogram
 from .book import generate_book
 from .client import describe_end
 from .connection import CLOSE_TIMEOUT
-from .feedfile import FeedError, FeedSummary, read_feed, repeat_feed
+from .feedfile import FeedError, FeedSummary, cut_off_note, read_feed, repeat_feed
 from .live import LiveLine, format_bytes, format_duration, format_latency
 from .plot import check_plot, draw_latency
 from .publish import CERTIFICATE, Subscriber, loopback_context, paced
@@ -280,7 +280,9 @@ def _messages(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
     """What the exchange publishes. A recorded feed starts again if a duration was asked for."""
     if args.feed is None:
         return generate_book(args.rate)
-    return read_feed(args.feed) if args.seconds is None else repeat_feed(args.feed)
+    if args.seconds is None:
+        return read_feed(args.feed, allow_cut_off=True)
+    return repeat_feed(args.feed)
 
 
 def _allow_open_files(count: int) -> None:
@@ -292,12 +294,21 @@ def _allow_open_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < count:
         raise CommandError(f"so many clients need {count} open files, the limit is {hard}", 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    except (ValueError, OSError) as error:  # the system has a limit of its own
+        raise CommandError(f"so many clients need {count} open files: {error}", 2) from error
 
 
 async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
-    """Run the command; 0 if every client received every message, also if Ctrl-C ended it."""
+    """Run the command; 0 if every client received every message.
+
+    A signal ends it early: the summary is of what there was, and CancelledError is raised if all of
+    that arrived.
+    """
     check_plot(args.plot)
+    if feed is not None and feed.is_cut_off:
+        print(cut_off_note(args.feed, feed), file=sys.stderr)
     _allow_open_files(2 * args.clients + _OTHER_FILES)
     server_ssl = client_ssl = None
     if args.tls:
@@ -331,7 +342,7 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
         if seconds is None and feed is None:
             seconds = DEFAULT_SECONDS
         figures = _Figures(exchange)
-        await _publish(exchange, figures, args, seconds)
+        ended_early = await _publish(exchange, figures, args, seconds)
         elapsed = figures.elapsed()
         figures.collect()
         faults = exchange.faults()
@@ -340,7 +351,11 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
             histograms = {"from the exchange": figures.latency, "from the kernel": _ages(exchange)}
             drawn = draw_latency(args.plot, histograms, "Latency to the client's callback")
             print(f"  {'plot':<12} {args.plot if drawn else 'nothing to draw'}", flush=True)
-        return 1 if faults else 0
+        if faults:
+            return 1
+        if ended_early:
+            raise asyncio.CancelledError
+        return 0
     except (OSError, WSError, asyncio.TimeoutError) as error:
         raise CommandError(f"the demo cannot connect to itself: {error}") from error
     finally:
@@ -351,17 +366,19 @@ async def run(args: argparse.Namespace, feed: FeedSummary | None) -> int:
 
 async def _publish(
     exchange: Exchange, figures: _Figures, args: argparse.Namespace, seconds: float | None
-) -> None:
-    """Publish until the feed or the time ends, something fails or Ctrl-C is pressed."""
+) -> bool:
+    """Publish until the feed or the time ends, something fails or a signal comes: then, True."""
+    ended_early = False
     publisher = asyncio.ensure_future(exchange.publish(_messages(args), args.speed))
     failed = asyncio.ensure_future(exchange.failed.wait())
     live = asyncio.ensure_future(_show_live(figures, LiveLine(sys.stdout)))
     try:
-        # Ctrl-C ends the demo early, and the summary is of what there was.
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait(
                 {publisher, failed}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
             )
+        except asyncio.CancelledError:
+            ended_early = True
         publisher.cancel()
         await asyncio.wait({publisher})
         if not publisher.cancelled():
@@ -375,6 +392,7 @@ async def _publish(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    return ended_early
 
 
 def _ages(exchange: Exchange) -> LatencyHistogram:

@@ -34,7 +34,7 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise CommandError("--plot needs matplotlib: pip install 'picows_fast[plot]'", 2) from None
+        raise CommandError("--plot needs matplotlib: pip install 'matplotlib>=3.8'", 2) from None
     matplotlib.use("agg")
     return matplotlib
 

@@ -1,4 +1,7 @@
-"""The `record` command: writes the TEXT messages of a connection to a feed file."""
+"""The `record` command: writes the TEXT messages of a connection to a feed file.
+
+A recording that has no message leaves no file.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,20 @@ import argparse
 import asyncio
 import sys
 import time
+from pathlib import Path
 
-from picows_fast import WSMsgType
+from picows_fast import WSMsgType, WSTransport
 
 from .client import MessageListener, close, describe_end, open_connection, wait_end
 from .feedfile import FeedWriter, utf8_size
 from .live import LiveLine, format_bytes
 from .runtime import CommandError
+
+# Exit code: the server closed in order, but before the limit that was asked for.
+CLOSED_EARLY = 3
+
+# Seconds. If the process is killed, what came in so long before is lost.
+_FLUSH_INTERVAL = 1.0
 
 
 class _Recorder(MessageListener):
@@ -55,56 +65,101 @@ async def _show_progress(writer: FeedWriter, recorder: _Recorder) -> None:
         live.end()
 
 
-async def run(args: argparse.Namespace) -> int:
-    """Run the command; 0 if a limit or a clean close ended it, 1 if the connection was lost."""
+async def _flush(writer: FeedWriter, recorder: _Recorder, transport: WSTransport) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_INTERVAL)
+        try:
+            writer.flush()
+        except OSError as error:
+            recorder.fail(transport, error)
+            return
+
+
+def open_output(path: Path, *, replace: bool) -> FeedWriter:
+    """The writer that `run` is given. CommandError if the file cannot be written, or exists."""
     try:
-        writer = FeedWriter(args.output)
+        return FeedWriter(path, replace=replace)
+    except FileExistsError as error:
+        raise CommandError(f"{error}; --force replaces it", 2) from error
     except OSError as error:
-        raise CommandError(f"cannot write {args.output}: {error.strerror or error}", 2) from error
+        raise _cannot_write(path, error, 2) from error
+
+
+def _cannot_write(path: Path, error: OSError, exit_code: int = 1) -> CommandError:
+    return CommandError(f"cannot write {path}: {error.strerror or error}", exit_code)
+
+
+async def run(args: argparse.Namespace, writer: FeedWriter) -> int:
+    """Run the command; 0 if a limit ended it, or a clean close if there is none.
+
+    CLOSED_EARLY if a clean close came before the limit, 1 if the connection was lost.
+    """
     recorder = _Recorder(writer, args.messages)
-    try:
-        transport, _ = await open_connection(args, lambda: recorder)
-    except BaseException:
-        writer.discard()
-        raise
+    transport, _ = await open_connection(args, lambda: recorder)
     ended = asyncio.ensure_future(wait_end(transport, recorder))
     enough = asyncio.ensure_future(recorder.enough.wait())
-    progress = asyncio.ensure_future(_show_progress(writer, recorder))
+    others = [
+        asyncio.ensure_future(_show_progress(writer, recorder)),
+        asyncio.ensure_future(_flush(writer, recorder, transport)),
+    ]
     try:
         for text in args.send:
             transport.send(WSMsgType.TEXT, text)
         await asyncio.wait(
             {ended, enough}, timeout=args.seconds, return_when=asyncio.FIRST_COMPLETED
         )
-        recorder.enough.set()
-        if not ended.done():
-            return 0
-        ended.result()
-        text, clean = describe_end(transport)
-        if not clean:
-            print(text, file=sys.stderr)
-        return 0 if clean or args.messages == writer.messages else 1
+        if not ended.done() or args.messages == writer.messages:
+            code = 0
+        else:
+            try:
+                ended.result()
+            except BrokenPipeError as error:
+                raise _cannot_write(writer.path, error) from error
+            code = _told(transport, args)
     finally:
         # From here on nothing more is written, also if closing is interrupted.
         recorder.enough.set()
-        progress.cancel()
+        for task in others:
+            task.cancel()
         try:
             await close(transport)
         finally:
             ended.cancel()
             enough.cancel()
-            await asyncio.gather(progress, ended, enough, return_exceptions=True)
-            _complete(writer, recorder)
+            await asyncio.gather(*others, ended, enough, return_exceptions=True)
+            has_file = _complete(writer, recorder)
+    return code if has_file else code or 1
 
 
-def _complete(writer: FeedWriter, recorder: _Recorder) -> None:
+def _told(transport: WSTransport, args: argparse.Namespace) -> int:
+    """Say how the server has ended the connection; the exit code for it."""
+    text, clean = describe_end(transport)
+    code = 0 if clean else 1
+    limits = [name for name in ("messages", "seconds") if getattr(args, name) is not None]
+    if clean and limits:
+        text += f", before --{limits[0]} was reached"
+        code = CLOSED_EARLY
+    print(text, file=sys.stderr)
+    return code
+
+
+def _complete(writer: FeedWriter, recorder: _Recorder) -> bool:
+    """Finish the file and say what is in it. Returns whether there is one."""
+    skipped = recorder.binary_messages
+    if not writer.messages:
+        writer.discard()
+        came = (
+            f"{skipped:,} binary messages came, which are not recorded" if skipped else "none came"
+        )
+        print(f"{writer.path}: not written, no TEXT messages ({came})", file=sys.stderr)
+        return False
     try:
         writer.close()
     except OSError as error:
-        raise CommandError(f"cannot write {writer.path}: {error.strerror or error}") from error
-    skipped = recorder.binary_messages
+        raise _cannot_write(writer.path, error) from error
     print(
         f"{writer.path}: {writer.messages:,} messages, {format_bytes(recorder.payload_bytes)}"
         + (f" ({skipped:,} binary messages left out)" if skipped else ""),
         file=sys.stderr,
     )
+    return True

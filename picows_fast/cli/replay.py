@@ -20,7 +20,7 @@ from picows_fast import (
 )
 
 from .connection import CLOSE_TIMEOUT
-from .feedfile import FeedError, FeedSummary, read_feed, repeat_feed
+from .feedfile import FeedError, FeedSummary, cut_off_note, read_feed, repeat_feed
 from .live import format_bytes
 from .publish import Subscriber, paced
 from .runtime import CommandError
@@ -45,8 +45,11 @@ class _Session(Subscriber):
 
     async def _publish(self, transport: WSTransport) -> None:
         try:
-            messages = repeat_feed if self._args.repeat else read_feed
-            async for text in paced(messages(self._args.file), self._args.speed):
+            file = self._args.file
+            messages = (
+                repeat_feed(file) if self._args.repeat else read_feed(file, allow_cut_off=True)
+            )
+            async for text in paced(messages, self._args.speed):
                 if not self.writable.is_set():
                     await self.writable.wait()
                 transport.send(WSMsgType.TEXT, text)
@@ -70,6 +73,8 @@ async def run(args: argparse.Namespace, summary: FeedSummary) -> int:
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from error
     try:
+        if summary.is_cut_off:
+            print(cut_off_note(args.file, summary), file=sys.stderr)
         port = server.sockets[0].getsockname()[1]
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(

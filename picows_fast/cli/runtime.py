@@ -43,9 +43,7 @@ def new_loop(name: str) -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        raise CommandError(
-            "uvloop is not installed; try: pip install 'picows_fast[uvloop]'", 2
-        ) from None
+        raise CommandError("uvloop is not installed: pip install 'uvloop>=0.19'", 2) from None
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 

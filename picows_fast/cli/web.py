@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import contextlib
 import hashlib
 import json
 import re
@@ -273,7 +272,7 @@ class WebDemo:
 
 
 async def run(args: argparse.Namespace) -> int:
-    """Run the command; 0 when the time is over or Ctrl-C is pressed."""
+    """Run the command; 0 when the time is over."""
     tls = loopback_context() if args.tls else None  # a browser asks whether to go on
     demo = WebDemo(args.host, args.port, args.rate, tls)
     try:
@@ -284,9 +283,8 @@ async def run(args: argparse.Namespace) -> int:
                 f"also there: {demo.url}health and {demo.url}metrics"
             )
             sys.stdout.flush()
-            # Ctrl-C is how it is meant to end: the pages are told, and try again later.
-            with contextlib.suppress(asyncio.CancelledError):
-                await demo.run(args.seconds)
+            # Whatever ends it: the pages are told, and try again later.
+            await demo.run(args.seconds)
     except OSError as error:
         reason = error.strerror or str(error)
         raise CommandError(f"cannot serve on {args.host}:{args.port}: {reason}") from error

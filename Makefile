@@ -1,7 +1,7 @@
 # What a developer can run. Each target works in a fresh clone; dev.py does the work.
 PYTHON ?= python3
 
-.PHONY: help build demo test lint types coverage sanitize fuzz soak conformance bench docs dist clean
+.PHONY: help build demo test transports lint types coverage sanitize fuzz soak conformance bench docs dist clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -14,6 +14,9 @@ demo: ## an embedded exchange, its feed, and clients that measure it
 
 test: ## the whole test suite
 	$(PYTHON) dev.py test
+
+transports: ## the tests with what connections use on other systems: other TLS, the event loop's transports
+	$(PYTHON) dev.py transports
 
 lint: ## ruff and cython-lint
 	$(PYTHON) dev.py lint

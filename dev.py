@@ -3,6 +3,7 @@ compiler.
 
     python3 dev.py demo [options]       the demo, built and running
     python3 dev.py test [pytest args]   the tests
+    python3 dev.py transports [pytest args]   the tests with the transports of other systems
     python3 dev.py conformance [options]   the Autobahn test suite; needs a Python 2.7
     python3 dev.py fuzz [SECONDS] [TARGET ...]   the fuzzers; needs clang and atheris
     python3 dev.py soak [SECONDS] [options]   random clients, servers and faults
@@ -113,6 +114,13 @@ def demo(arguments: list[str]) -> None:
 def test(arguments: list[str]) -> None:
     # Most tests wait for a peer most of the time, so more may run at once than there are cores.
     run(PYTHON, "-m", "pytest", *(arguments or ["-n", "4"]))
+
+
+def transports(arguments: list[str]) -> None:
+    """The tests with what connections use on other systems: TLS through Python's ssl objects, then
+    the event loop's transports."""
+    for name in ("tls-bio", "loop"):
+        run(PYTHON, "-m", "pytest", f"--transport={name}", *(arguments or ["-n", "4"]))
 
 
 def lint(arguments: list[str]) -> None:
@@ -260,6 +268,7 @@ def clean(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "test": test,
+    "transports": transports,
     "lint": lint,
     "types": types,
     "sanitize": sanitize,

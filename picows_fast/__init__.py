@@ -4,6 +4,8 @@ plain method.
 The names below are the public API, together with what ``picows_fast.core`` offers to cimport.
 """
 
+import sys as _sys
+
 from ._version import __version__
 from .client import ws_connect
 from .codec import (
@@ -47,6 +49,10 @@ from .serving import Server
 from .states import WSDisconnectCause, WSState
 from .stats import FrameCount, TrafficStats, TransportStats
 from .url import WSParsedURL, parse_url
+
+# A free-threaded interpreter has turned the GIL on for the modules above, unless told not to.
+if hasattr(_sys, "_is_gil_enabled") and not _sys._is_gil_enabled():
+    raise ImportError("picows_fast needs the GIL: run Python without PYTHON_GIL=0 and -X gil=0")
 
 __all__ = [
     "PICOWS_DEBUG_LL",

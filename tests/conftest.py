@@ -51,6 +51,13 @@ ON_OUR_LOOP = {
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# What --transport may name besides the default: the folder beside this file whose sitecustomize.py
+# sets it up, and the markers of the tests that cannot be run then.
+TRANSPORTS = {
+    "loop": ("loop_transport", {"native", "direct_tls"}),
+    "tls-bio": ("tls_bio", {"direct_tls"}),
+}
+
 # What a shell starts in the background ignores Ctrl-C, and so do the programs that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,9 +66,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--transport",
-        choices=["default", "loop"],
+        choices=["default", *TRANSPORTS],
         default="default",
-        help="loop: every connection goes over a transport of the event loop's, as on Windows",
+        help="loop: every connection goes over a transport of the event loop's, as on Windows;"
+        " tls-bio: TLS goes through Python's ssl objects, as where OpenSSL cannot be called from C",
     )
     parser.addoption(
         "--thorough",
@@ -73,9 +81,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "native: about connections that own their descriptor")
+    config.addinivalue_line("markers", "direct_tls: about TLS that calls OpenSSL from C")
     hypothesis.settings.load_profile("thorough" if config.getoption("--thorough") else "part")
-    if config.getoption("--transport") == "loop":
-        folder = Path(__file__).parent / "loop_transport"
+    if (transport := config.getoption("--transport")) in TRANSPORTS:
+        folder = Path(__file__).parent / TRANSPORTS[transport][0]
         sys.path.insert(0, str(folder))
         paths = (str(folder), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -83,10 +92,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--transport") == "loop":
-        skip = pytest.mark.skip(reason="about connections that own their descriptor")
+    if (transport := config.getoption("--transport")) in TRANSPORTS:
+        skip = pytest.mark.skip(reason=f"about what --transport={transport} replaces")
         for item in items:
-            if item.get_closest_marker("native"):
+            if any(item.get_closest_marker(name) for name in TRANSPORTS[transport][1]):
                 item.add_marker(skip)
     # A test that is named with its parameters is run.
     if not config.getoption("--thorough") and not any("[" in name for name in config.args):

@@ -41,12 +41,13 @@ def has_shared_openssl():
     return hasattr(_ssl, "__file__")
 
 
+@pytest.mark.direct_tls
 @pytest.mark.skipif(not has_shared_openssl(), reason="OpenSSL is part of this Python's executable")
 def test_available_here():
     assert direct_tls.AVAILABLE
 
 
-@pytest.mark.native
+@pytest.mark.direct_tls
 async def test_both_sides_use_it(server_tls, client_tls):
     sides = []
     async with serving(lambda request: sides.append(Echo()) or sides[-1], tls=server_tls) as url:
@@ -55,7 +56,7 @@ async def test_both_sides_use_it(server_tls, client_tls):
         assert type(sides[0].transport.underlying_transport) is DirectTlsStream
 
 
-@pytest.mark.native
+@pytest.mark.direct_tls
 @pytest.mark.parametrize("side", ["server", "client", "both"])
 async def test_stepping_aside(server_tls, client_tls, side, monkeypatch):
     """The other way is taken over the same descriptor, and speaks to this one."""
@@ -176,7 +177,7 @@ async def test_a_stream_without_openssls_objects_cannot_be_made():
         DirectTlsStream(asyncio.get_running_loop(), sock)
 
 
-@pytest.mark.native
+@pytest.mark.direct_tls
 async def test_the_ssl_object_may_be_kept_and_used_by_others(server_tls, client_tls):
     """What is written to it behind our back, during the connection or after, goes nowhere."""
     async with serving(lambda request: Echo(), tls=server_tls) as url:

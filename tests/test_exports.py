@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,6 +87,14 @@ def test_all_is_whole():
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert defined | {"__version__"} == set(exported)
+
+
+def test_an_interpreter_without_the_gil_is_refused():
+    code = "import sys; sys._is_gil_enabled = lambda: False; import picows_fast"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.endswith(
+        "ImportError: picows_fast needs the GIL: run Python without PYTHON_GIL=0 and -X gil=0\n"
+    )
 
 
 def test_star_import():

@@ -243,6 +243,91 @@ async def test_large_frames_are_kept(side, transmission):
         assert_intact(items, payload)
 
 
+# Ways in which the interpreter itself holds an argument. Each returns a function that reads it later.
+
+
+def held_by_generator(frame):
+    def payload(frame):
+        yield frame.get_payload_as_bytes()
+
+    return functools.partial(next, payload(frame))
+
+
+def held_on_the_stack_of_a_generator(frame):
+    def payload(frame):
+        yield (frame, (yield))[0].get_payload_as_bytes()
+
+    generator = payload(frame)
+    next(generator)
+    return functools.partial(next, generator)
+
+
+def held_by_coroutine(frame):
+    async def payload(frame):
+        return frame.get_payload_as_bytes()
+
+    def run(coroutine):
+        with pytest.raises(StopIteration) as result:
+            coroutine.send(None)
+        return result.value.value
+
+    return functools.partial(run, payload(frame))
+
+
+def held_by_closure(frame):
+    def payload():
+        return frame.get_payload_as_bytes()
+
+    return payload
+
+
+def held_by_traceback(frame):
+    def fail(frame):
+        raise LookupError
+
+    def payload(error):
+        return error.__traceback__.tb_next.tb_frame.f_locals["frame"].get_payload_as_bytes()
+
+    try:
+        fail(frame)
+    except LookupError as error:
+        return functools.partial(payload, error)
+
+
+def held_by_python_frame(frame):
+    def payload(python_frame):
+        return python_frame.f_locals["frame"].get_payload_as_bytes()
+
+    return functools.partial(payload, sys._getframe())
+
+
+def held_by_method(frame):
+    return frame.get_payload_as_bytes
+
+
+HOLDERS = [
+    held_by_generator,
+    held_on_the_stack_of_a_generator,
+    held_by_coroutine,
+    held_by_closure,
+    held_by_traceback,
+    held_by_python_frame,
+    held_by_method,
+]
+
+
+async def test_held_by_what_the_interpreter_makes(side):
+    """Interpreters that lend an argument instead of counting a reference do count these."""
+    kept = []
+    listener = Listener(lambda number, frame: kept.append(HOLDERS[number % len(HOLDERS)](frame)))
+    payloads = [numbered(i) for i in range(10 * len(HOLDERS))]
+    async with fed(side, (None, None, {}), listener) as feed:
+        await feed.send_each(listener, payloads[: len(HOLDERS)])
+        await feed.send(*payloads[len(HOLDERS) :])
+        await listener.until(lambda: listener.count == len(payloads))
+    assert [payload() for payload in kept] == payloads
+
+
 @pytest.mark.parametrize("first", ["view", "frame"])
 async def test_view_and_frame_are_dropped_in_either_order(first, side, transmission):
     frames, views, left = [], [], {}

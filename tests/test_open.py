@@ -255,7 +255,7 @@ async def test_a_client_whose_set_up_fails(server_context, authority, io_options
 
 
 @pytest.mark.parametrize(
-    "options", [{"proxy": "gopher://127.0.0.1/"}, {"proxy": "http://127.0.0.1:1/"}]
+    "options", [{"proxy": "gopher://127.0.0.1/"}, {"proxy": "socks5://127.0.0.1:1/"}]
 )
 async def test_a_socket_that_was_given_is_closed_whatever_fails(options, monkeypatch):
     """Before anything is connected: a proxy whose URL, or whose package, is not to be had."""

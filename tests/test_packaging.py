@@ -175,5 +175,5 @@ def test_cibuildwheel_takes_its_settings(platform: str) -> None:
         "macos": ["macosx_x86_64", "macosx_arm64"],
         "windows": ["win_amd64"],
     }[platform]
-    versions = ["cp310", "cp311", "cp312", "cp313"]
+    versions = ["cp310", "cp311", "cp312", "cp313", "cp314"]
     assert sorted(identifiers) == sorted(f"{v}-{s}" for v in versions for s in systems)

@@ -51,14 +51,12 @@ def tls(request, authority) -> Contexts:
 
 @pytest.mark.native
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX has them")
-async def test_descriptors_are_read_and_written_directly(side, server_tls, client_tls):
+async def test_descriptors_are_read_and_written_directly(side):
     """A native stream that cannot be imported would go unnoticed otherwise."""
     async with connected(side) as pair:
         assert type(pair.transport.underlying_transport).__name__ == "TcpStream"
     async with connected(side, use_loop_transport=True) as pair:
         assert type(pair.transport.underlying_transport).__name__ == "ForeignStream"
-    async with connected(side, contexts=Contexts(server_tls, client_tls)) as pair:
-        assert type(pair.transport.underlying_transport).__name__ == "DirectTlsStream"
 
 
 # --- TLS records, cut anywhere

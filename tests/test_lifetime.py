@@ -243,7 +243,7 @@ async def test_large_frames_are_kept(side, transmission):
         assert_intact(items, payload)
 
 
-# Ways in which the interpreter itself holds an argument. Each returns a function that reads it later.
+# Ways in which the interpreter itself holds an argument. Each returns a function that reads it.
 
 
 def held_by_generator(frame):

@@ -103,12 +103,12 @@ cdef class WSTransport(FrameSender):
         bint pong_expected
         bint timed                  # last_received is kept
         double last_received        # seconds of the monotonic clock
+        double overdue_since        # when a pong was found missing, and reading on began
 
         # statistics
         uint64_t messages_joined    # by picows_fast.layers
         uint64_t reading_pauses, writing_pauses, pings_sent
-        double auto_ping_sent       # when the one ping that is awaited was; 0: none is, or several are
-        double measuring_ping_sent  # when the newest was
+        double measuring_ping_sent  # when the newest of round_trips was; 0: auto-ping sent it
         double round_trip, smoothed_round_trip  # seconds; -1: there was none
         double connected_at         # seconds of the monotonic clock
 
@@ -146,6 +146,7 @@ cdef class WSTransport(FrameSender):
     cdef int _took(self, double seconds) noexcept
     cdef int _update_pong_expected(self) except -1
     cdef object _ping(self)
+    cdef int _numbered_ping(self) except -1
     cdef int _callback_failed(self, error, str method) except -1
     cdef int _peer_failed(self, error) except -1
     cdef int _fail(self, cause, bytes close_payload, error) except -1
@@ -155,5 +156,8 @@ cdef class WSTransport(FrameSender):
     cdef int _arm(self, double delay) except -1
     cdef int _disarm(self) except -1
     cdef int _arm_closing(self) except -1
-    cdef int _on_ping_timer(self) except -1
+    cdef int _arm_ping(self) except -1
+    cdef int _on_deadline(self) except -1
+    cdef int _on_ping_timer(self, bint judging) except -1
+    cdef bint _pings_otherwise(self) except -1
     cdef int _on_handshake_timeout(self) except -1

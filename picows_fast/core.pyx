@@ -8,6 +8,7 @@ business, what they mean the parser's and the handshake's, when to ping the auto
 
 import asyncio
 import logging
+import math
 import operator
 import time
 
@@ -38,6 +39,7 @@ from .describe import ending_text, error_text, opening_text, peer_text, server_t
 from .exceptions import WSConnectionClosedError, WSPeerProtocolError, WSProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
+from .net.overdue import Overdue
 from .sending import PICOWS_DEBUG_LL
 from .states import WSDisconnectCause, WSState
 from .stats import TransportStats
@@ -69,6 +71,9 @@ cdef extern from "Python.h":
 
 # Seconds between two looks at whether a PONG that waits for another one can be sent.
 cdef double HELD_PONG_POLL = 0.05
+
+# Seconds that last_received() of a stream may be late by.
+cdef double KERNEL_TICK = 0.02
 
 # A frame object that no callback kept serves the next batch of frames, of whatever connection.
 cdef WSFrame _spare_frame = None
@@ -244,13 +249,15 @@ cdef class WSTransport(FrameSender):
     cpdef pause_reading(self):
         """Stop receiving: no frame is given out until :meth:`resume_reading`, and TCP slows the peer down.
 
-        The peer's PONGs and CLOSE are not seen either, so auto-ping holds back.
+        The peer's PONGs and CLOSE are not seen either, so auto-ping does not count this time.
         """
         self._check_thread("pause_reading")
         if self.state_code == OPEN and not self.stream.reading_paused:
             self.stream.pause()
             self.receiving = False
             self.reading_pauses += 1
+            if self.timed:
+                self.auto_ping.paused(pf_monotonic())
 
     cpdef resume_reading(self):
         """Receive again; frames that had arrived already come first."""
@@ -258,8 +265,9 @@ cdef class WSTransport(FrameSender):
         if self.stream is not None and self.stream.reading_paused and not self.stream.closing:
             self.receiving = True
             if self.timed:
-                self.last_received = pf_monotonic()
-                self.auto_ping.resumed(self.last_received)
+                self.auto_ping.resumed(pf_monotonic(), self.last_received)
+                if self.timer is None:
+                    self._arm_ping()
             self.stream.resume()
 
     cpdef disconnect(self, bint graceful=True):
@@ -316,7 +324,7 @@ cdef class WSTransport(FrameSender):
 
     def _handshake_timed_out(self):
         if self.state_code == CONNECTING:
-            self._on_handshake_timeout()
+            self._on_deadline()
 
     def _has_been_silent(self):
         """Server: whether it is connected, and no byte of a request has come."""
@@ -427,7 +435,7 @@ cdef class WSTransport(FrameSender):
                 int(options.auto_ping_strategy), options.auto_ping_idle_timeout, options.auto_ping_reply_timeout,
                 self.last_received,
             )
-            self._arm(self.auto_ping.deadline - self.last_received)
+            self._arm_ping()
         if self.server is not None:
             self.server.connection_opened(self)
         if self.logger.isEnabledFor(logging.INFO):
@@ -711,25 +719,30 @@ cdef class WSTransport(FrameSender):
 
     cdef bint _is_awaited(self, WSFrame frame) except -1:
         """Whether this pong is for us: the application may have pinged, too."""
-        if self.auto_ping is not None and self.auto_ping.awaiting_pong:
+        if self.auto_ping is not None and self.auto_ping.unanswered:
             return True
         return self.round_trips is not None and self.round_trips.is_awaited(frame.get_payload_as_bytes())
 
     cdef int _on_pong(self, WSFrame frame) except -1:
         cdef bytes payload = frame.get_payload_as_bytes() if frame is not None else b""
         cdef double now = pf_monotonic()
+        cdef bint is_newest = self.round_trips is not None and self.round_trips.pong_received(payload)
+        seconds = None
         if self.auto_ping is not None:
-            self.auto_ping.pong_received(now)
-            if not self.stream.closing and self.state_code == OPEN:
-                self._arm(self.auto_ping.deadline - now)
-        if self.round_trips is not None and self.round_trips.pong_received(payload):
-            self._took(now - self.measuring_ping_sent)
+            seconds = self.auto_ping.pong_received(now, is_newest and self.round_trips.is_numbered)
+            self._arm_ping()
+        if is_newest:
+            if self.measuring_ping_sent:
+                self._took(now - self.measuring_ping_sent)
             if self.pong_waiter is not None and not self.pong_waiter.done():
                 self.pong_waiter.set_result(now)
-        elif self.auto_ping_sent:
-            self._took(now - self.auto_ping_sent)
-        self.auto_ping_sent = 0
+        elif seconds is not None and (not payload or self.asks_pong or self._pings_otherwise()):
+            self._took(seconds)
         return self._update_pong_expected()
+
+    cdef bint _pings_otherwise(self) except -1:
+        """Whether auto-ping sends something else than an empty PING, which an empty PONG answers."""
+        return who_overrides(self.ws_listener, "send_user_specific_ping", _BASE_PING) is not None
 
     cdef int _took(self, double seconds) noexcept:
         """A ping was answered."""
@@ -742,7 +755,7 @@ cdef class WSTransport(FrameSender):
 
     cdef int _update_pong_expected(self) except -1:
         self.pong_expected = (
-            (self.auto_ping is not None and self.auto_ping.awaiting_pong)
+            (self.auto_ping is not None and self.auto_ping.unanswered)
             or (self.round_trips is not None and self.round_trips.outstanding)
         )
         return 0
@@ -765,6 +778,15 @@ cdef class WSTransport(FrameSender):
             self._callback_failed(error, "send_user_specific_ping")
             return error
         return None
+
+    cdef int _numbered_ping(self) except -1:
+        """Auto-ping: pings and pongs overlap, so the next pong has to tell which PING it answers."""
+        if self.round_trips is None:
+            self.round_trips = RoundTrips(True)
+        self.measuring_ping_sent = 0
+        self.pings_sent += 1
+        self.send_ping(self.round_trips.next_payload())
+        return 0
 
     async def measure_roundtrip_time(self, rounds):
         """Ping the peer and return how long each pong took (RFC 6455 5.5.2).
@@ -794,14 +816,12 @@ cdef class WSTransport(FrameSender):
     async def _measure_once(self):
         if self.state_code != OPEN or self.is_close_frame_sent:
             raise self._closed_error("the round trip was not measured")
-        numbered = not self.asks_pong and (
-            who_overrides(self.ws_listener, "send_user_specific_ping", _BASE_PING) is None
-        )
+        numbered = not (self.asks_pong or self._pings_otherwise())
         if self.round_trips is None:
             self.round_trips = RoundTrips(numbered)
-        if (not numbered and not self.round_trips.outstanding
-                and self.auto_ping is not None and self.auto_ping.awaiting_pong):
-            self.round_trips.next_payload()     # the answer to auto-ping's comes first
+        if not numbered and self.auto_ping is not None:
+            while self.round_trips.unanswered < self.auto_ping.unanswered:
+                self.round_trips.next_payload()     # the answers to auto-ping's come first
         started = self.measuring_ping_sent = pf_monotonic()
         if not numbered:
             error = self._ping()
@@ -811,7 +831,7 @@ cdef class WSTransport(FrameSender):
         payload = self.round_trips.next_payload()
         if self.auto_ping is not None:
             self.auto_ping.ping_sent(started)
-            self._arm(self.auto_ping.deadline - started)
+            self._arm_ping()
         self._update_pong_expected()
         if numbered:
             self.pings_sent += 1
@@ -844,37 +864,71 @@ cdef class WSTransport(FrameSender):
             self._arm(self.options.close_timeout)
         return 0
 
+    cdef int _arm_ping(self) except -1:
+        if self.state_code == OPEN:
+            due = self.auto_ping.deadline
+            if due != math.inf:     # else resume_reading() arms it
+                self._arm(due - pf_monotonic())
+        return 0
+
     def _on_timer(self):
         self.timer = None
         if self.state_code == OPEN:
-            self._on_ping_timer()
+            self._on_ping_timer(False)
+        else:
+            self._on_deadline()
+
+    cdef int _on_deadline(self) except -1:
+        """A deadline has passed: read first, then judge."""
+        self._disarm()
+        self.timer = Overdue(self.loop, self.stream, self._judge)
+        self.stream.read_now()
+        return 0
+
+    def _judge(self):
+        self.timer = None
+        if self.state_code == OPEN:
+            self._on_ping_timer(True)
+        elif self.state_code == CONNECTING:
+            self._on_handshake_timeout()
         elif self.state_code == CLOSING:
             self._set_cause(WSDisconnectCause.CLOSE_TIMEOUT, None)
             self.receiving = False
             self.stream.drop()
 
-    cdef int _on_ping_timer(self) except -1:
+    cdef int _on_ping_timer(self, bint judging) except -1:
         cdef double now = pf_monotonic()
-        if self.stream.reading_paused:
-            # Nothing can arrive, so silence says nothing about the peer.
-            self.auto_ping.resumed(now)
-            return self._arm(self.auto_ping.deadline - now)
-        action = self.auto_ping.on_timer(now, self.last_received)
+        cdef double last_received = self.last_received
+        if judging:
+            # Bytes that TLS cannot use yet are a sign of life, too.
+            heard = self.stream.last_received()
+            if heard is not None:
+                last_received = max(last_received, <double> heard - KERNEL_TICK)
+        action = self.auto_ping.on_timer(now, last_received)
         if action == PingAction.DEAD:
+            if not judging:
+                self.overdue_since = now
+                return self._on_deadline()
+            if self.last_received >= self.overdue_since:
+                # Bytes lay unread, which may have held the peer up, too.
+                self.auto_ping.extend(now)
+                return self._arm_ping()
             self._fail(WSDisconnectCause.PING_TIMEOUT, build_close_payload(WSCloseCode.GOING_AWAY, b"no pong"), None)
+            if self.state_code == CLOSING:
+                self._arm(0)        # nobody waits for a dead peer's CLOSE
             self.logger.info("%r: no pong within %s s", self, self.options.auto_ping_reply_timeout)
             return 0
-        if action == PingAction.PING:
-            # Of several that are awaited, no answer tells which it is for.
-            if self.pong_waiter is None:
-                self.auto_ping_sent = 0 if self.auto_ping.awaiting_pong else now
+        if action == PingAction.PING and self.pong_waiter is not None:
+            self.auto_ping.put_off(now)     # a measurement's ping is under way
+        elif action == PingAction.PING:
+            in_doubt = self.auto_ping.is_in_doubt
             self.auto_ping.ping_sent(now)
             self._update_pong_expected()
-            if self.pong_waiter is None:
+            if in_doubt and not (self.asks_pong or self._pings_otherwise()):
+                self._numbered_ping()
+            else:
                 self._ping()
-        if self.state_code == OPEN:
-            self._arm(self.auto_ping.deadline - now)
-        return 0
+        return self._arm_ping()
 
     cdef int _on_handshake_timeout(self) except -1:
         self._set_cause(WSDisconnectCause.HANDSHAKE_TIMEOUT, None)
@@ -933,9 +987,12 @@ cdef class WSTransport(FrameSender):
         if self.state_code == CLOSED or self.stream.closing:
             return 0
         self._set_cause(cause, error)
-        if not self.is_close_frame_sent:
-            self._send_close_payload(close_payload)
-        return self._close_stream()
+        try:
+            if not self.is_close_frame_sent:
+                self._send_close_payload(close_payload)
+        finally:
+            self._close_stream()
+        return 0
 
     cdef int _close_stream(self) except -1:
         if self.state_code != CLOSED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
 
@@ -17,7 +18,7 @@ from picows_fast import (
     WSState,
 )
 
-from .peers import TIMEOUT
+from .peers import TIMEOUT, Contexts, connected
 from .support import Echo, Recorder, serving
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -80,15 +81,46 @@ async def test_dead_peer(link, strategy):
         await asyncio.wait_for(pair.transport.wait_disconnected(), TIMEOUT)
 
 
-@strategies
-async def test_data_is_no_answer(link, strategy):
+async def test_data_is_no_answer_to_periodic_pings(link):
     """A peer that sends data but answers no ping is given up."""
-    async with link(**pinging(strategy=strategy, reply=0.1)) as pair:
+    options = pinging(strategy=WSAutoPingStrategy.PING_PERIODICALLY, reply=0.1)
+    async with link(**options) as pair:
         assert (await pair.peer.read_frame())[0] == PING
         for _ in range(3):
             await pair.peer.send(TEXT, "busy")
             await asyncio.sleep(0.01)
         assert (await pair.peer.read_close())[0] == WSCloseCode.GOING_AWAY
+
+
+@pytest.mark.parametrize("scheme", ["plain", "tls"])
+async def test_any_byte_is_a_sign_of_life_when_idle(scheme, server_tls, client_tls):
+    """Be it of a frame that is not finished, or of a TLS record that is not."""
+    contexts = Contexts(server_tls, client_tls) if scheme == "tls" else None
+    options = pinging(idle=0.05, reply=0.15)
+    async with connected("client", contexts=contexts, **options) as pair:
+        assert (await pair.peer.read_frame())[0] == PING
+        data = pair.peer.encrypt(pair.peer.frame(WSMsgType.BINARY, bytes(100)))
+        is_told = pair.peer.tls is None or sys.platform == "linux"
+        for i in range(20 if is_told else 0):
+            await pair.peer.send_raw(data[i : i + 1])
+            await asyncio.sleep(0.02)
+        assert pair.transport.state == WSState.OPEN
+        assert pair.listener.frames == []
+        assert (await pair.peer.read_close())[0] == WSCloseCode.GOING_AWAY
+        await pair.listener.closed()
+        assert pair.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "reads nothing"])
+async def test_nobody_waits_for_a_dead_peer(link, reads):
+    """The listener is told at the deadline, not close_timeout later."""
+    async with link(small_buffers=True, **pinging(reply=0.03, close_timeout=3 * TIMEOUT)) as pair:
+        if not reads:
+            pair.transport.send(WSMsgType.BINARY, bytes(1_000_000))
+        await pair.listener.closed()
+        assert pair.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
+        if reads:
+            assert (await pair.peer.read_close())[0] == WSCloseCode.GOING_AWAY
 
 
 async def test_no_ping_while_data_comes_when_idle_is_asked_for(link):
@@ -165,6 +197,59 @@ async def test_paused_reading_does_not_kill(link, strategy):
         assert pair.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
 
 
+class PausesOften(Recorder):
+    """Reads with a short pause behind each frame, as a bounded queue makes them."""
+
+    def on_ws_frame(self, transport, frame):
+        super().on_ws_frame(transport, frame)
+        transport.pause_reading()
+        asyncio.get_running_loop().call_later(0.002, transport.resume_reading)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["alive", "answers nothing"])
+async def test_many_pauses_keep_the_period(link, answers):
+    """Pings go out in time, and a peer that answers none is found."""
+    options = pinging(idle=0.05, reply=0.1, strategy=WSAutoPingStrategy.PING_PERIODICALLY)
+    async with link(PausesOften(), **options) as pair:
+
+        async def chatter():
+            while True:
+                await pair.peer.send(TEXT, "busy")
+                await asyncio.sleep(0.005)
+
+        talking = asyncio.create_task(chatter())
+        if answers:
+            for _ in range(10):
+                assert (await pair.peer.read_frame())[0] == PING
+                await pair.peer.send(PONG)
+            assert pair.transport.state == WSState.OPEN
+            assert pair.transport.stats().reading_pauses > 10
+        else:
+            await pair.listener.closed()
+            assert pair.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+
+
+async def test_pauses_do_not_hide_a_silent_peer(link):
+    async with link(**pinging(idle=0.1, reply=0.1)) as pair:
+        while pair.transport.state == WSState.OPEN:
+            pair.transport.pause_reading()
+            await asyncio.sleep(0.002)
+            pair.transport.resume_reading()
+            await asyncio.sleep(0.02)
+        assert pair.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
+
+
+async def test_a_pause_when_nothing_was_due(link):
+    """Auto-ping goes on behind it, although its timer had nothing to wait for."""
+    async with link(**pinging(idle=0.05)) as pair:
+        pair.transport.pause_reading()
+        await asyncio.sleep(0.15)
+        pair.transport.resume_reading()
+        assert (await pair.peer.read_frame())[0] == PING
+
+
 async def test_no_ping_after_close(link):
     async with link(**pinging(idle=0.01, close_timeout=20)) as pair:
         pair.transport.send_close(1000)
@@ -192,6 +277,49 @@ async def test_own_pings(link, strategy):
             await pair.peer.send(TEXT, json.dumps({"op": "pong", "id": i}))
         await pair.listener.until(lambda: len(pair.listener.frames) >= 3)
     assert {frame[1] for frame in pair.listener.frames} == {b"a message in between"}
+
+
+async def test_answers_that_overlap(link):
+    """The round trip is longer than the time between pings: every answer is known for one, and
+    none tells a round trip.
+    """
+    options = pinging(idle=0.02, reply=20, strategy=WSAutoPingStrategy.PING_PERIODICALLY)
+    async with link(JsonPings(), **options) as pair:
+        for _ in range(3):
+            await pair.peer.read_frame()
+        for _ in range(10):
+            await pair.peer.read_frame()
+            await pair.peer.send(TEXT, '{"op": "pong"}')
+        await pair.peer.send(TEXT, "behind")
+        await pair.listener.frame()
+        assert pair.listener.frames == [(TEXT, b"behind", True)]
+        assert pair.transport.stats().round_trip_ns is None
+
+
+async def test_a_number_ends_the_doubt(link):
+    """A PONG came for one of two PINGs: the next one says which it is, and so does its PONG."""
+    options = pinging(idle=0.05, reply=20, strategy=WSAutoPingStrategy.PING_PERIODICALLY)
+    async with link(**options) as pair:
+        for _ in range(2):
+            assert await pair.peer.read_frame() == (PING, b"")
+        await pair.peer.send(PONG)  # perhaps for the newest only (RFC 6455 5.5.3)
+        _, number = await pair.peer.read_frame()
+        assert number != b""
+        await pair.peer.send(PONG, number)
+        assert await pair.peer.read_frame() == (PING, b"")
+        assert pair.transport.stats().round_trip_ns is None
+        await pair.peer.send(PONG)
+        assert (await pair.peer.read_frame())[0] == PING
+        assert pair.transport.stats().round_trip_ns is not None
+    assert pair.listener.frames == []
+
+
+async def test_a_pong_for_the_applications_ping_tells_no_round_trip(link):
+    async with link(**pinging()) as pair:
+        assert (await pair.peer.read_frame())[0] == PING
+        await pair.peer.send(PONG, "for an earlier one")
+        assert (await pair.peer.read_frame())[0] == PING  # it is a sign of life all the same
+        assert pair.transport.stats().round_trip_ns is None
 
 
 async def test_own_pings_of_a_dead_peer(link):

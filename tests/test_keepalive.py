@@ -44,9 +44,11 @@ class Scene:
         self.last_received = now
         self.policy.pong_received(now)
 
+    def paused(self, now):
+        self.policy.paused(now)
+
     def resumed(self, now):
-        self.last_received = now
-        self.policy.resumed(now)
+        self.policy.resumed(now, self.last_received)
 
 
 #: (strategy, idle timeout, reply timeout, what happens when, deadline at the end). WAIT, PING and
@@ -59,7 +61,9 @@ STORIES = {
     "data puts the ping off": (IDLE, 10, 5, "7 data, 10 WAIT, 16.9 WAIT", 17),
     "data, then silence": (IDLE, 10, 5, "7 data, 10 WAIT, 17 PING", 22),
     "data does not put a periodic ping off": (PERIODIC, 10, 5, "9 data, 10 PING", 15),
-    "data is no pong": (IDLE, 10, 5, "10 PING, 14 data, 15 DEAD", 15),
+    "data is a sign of life": (IDLE, 10, 5, "10 PING, 14 data, 15 WAIT, 24 PING, 29 DEAD", 29),
+    "data before the ping is not": (IDLE, 10, 5, "2 data, 10 WAIT, 12 PING, 17 DEAD", 17),
+    "a pong behind data": (IDLE, 10, 5, "10 PING, 14 data, 15 WAIT, 20 pong, 24 WAIT, 30 PING", 35),
     "data is no pong, periodic": (PERIODIC, 10, 5, "10 PING, 14 data, 15 DEAD", 15),
     "pong in time": (IDLE, 10, 5, "10 PING, 12 pong, 15 WAIT", 22),
     "pong in time, periodic": (PERIODIC, 10, 5, "10 PING, 12 pong, 15 WAIT", 20),
@@ -80,15 +84,53 @@ STORIES = {
     "reply equals idle, answered": (PERIODIC, 5, 5, "5 PING, 6 pong, 10 PING", 15),
     "timer long overdue": (IDLE, 10, 5, "50 PING, 54 WAIT", 55),
     "timer long overdue, periodic: one ping, not five": (PERIODIC, 10, 20, "50 PING, 51 WAIT", 60),
-    "receiving was off": (IDLE, 10, 5, "9 resumed, 10 WAIT", 19),
-    "receiving was off, periodic": (PERIODIC, 10, 5, "9 resumed, 10 WAIT", 19),
-    "receiving was off while a pong was due": (
+    "a pause is no silence": (IDLE, 10, 5, "9 paused, 29 WAIT, 40 resumed, 40 WAIT, 41 PING", 46),
+    "silence before and after a pause": (
         IDLE,
         10,
         5,
-        "10 PING, 40 resumed, 40 WAIT, 50 PING",
-        55,
+        "4 data, 6 paused, 40 resumed, 47 WAIT, 48 PING, 53 DEAD",
+        53,
     ),
+    "a pause while a pong is due": (
+        IDLE,
+        10,
+        5,
+        "10 PING, 12 paused, 40 WAIT, 40 resumed, 42.9 WAIT, 43 DEAD",
+        43,
+    ),
+    "a pause behind data": (IDLE, 10, 5, "10 PING, 11 data, 12 paused, 32 resumed, 41 PING", 46),
+    "many short pauses": (
+        IDLE,
+        10,
+        5,
+        "4 paused, 5 resumed, 9 paused, 10 resumed, 11 WAIT, 12 PING, 13 paused, 14 resumed, "
+        "18 DEAD",
+        18,
+    ),
+    "a pause does not put a periodic ping off": (
+        PERIODIC,
+        10,
+        5,
+        "9 paused, 10 PING, 12 resumed, 16.9 WAIT, 17 DEAD",
+        17,
+    ),
+    "periodic pings go on in a long pause": (
+        PERIODIC,
+        10,
+        5,
+        "9 paused, 10 PING, 20 PING, 30 PING, 35 resumed, 39.9 WAIT, 40 DEAD",
+        40,
+    ),
+    "a pause while a periodic ping's pong is due": (
+        PERIODIC,
+        10,
+        5,
+        "10 PING, 12 paused, 15 WAIT, 16 resumed, 18 WAIT, 19 DEAD",
+        19,
+    ),
+    "resumed without a pause": (IDLE, 10, 5, "9 resumed, 10 PING", 15),
+    "paused twice": (IDLE, 10, 5, "2 paused, 4 paused, 6 resumed, 13 WAIT, 14 PING", 19),
     "the whole life": (
         IDLE,
         10,
@@ -116,19 +158,95 @@ def test_story(name, start):
 
 
 @BOTH
-def test_awaiting_pong(strategy):
+def test_unanswered_pings(strategy):
     policy = AutoPing(strategy, 10, 5, 0)
-    assert not policy.awaiting_pong
+    assert policy.unanswered == 0
     policy.ping_sent(10)
-    assert policy.awaiting_pong
     policy.ping_sent(12)  # a measurement's: the first one still sets the deadline
+    assert policy.unanswered == 2
     assert policy.deadline == 15
     policy.pong_received(13)
-    assert not policy.awaiting_pong
+    assert policy.unanswered == 1  # its pong is still to come
+    policy.pong_received(13.5)
+    policy.pong_received(14)  # unasked
+    assert policy.unanswered == 0
+
+
+def test_pings_that_the_peer_passed_over_are_forgotten():
+    """It may answer only the newest of several (RFC 6455 5.5.3)."""
+    policy = AutoPing(PERIODIC, 2, 7, 0)
+    for now in (2, 4, 6):
+        policy.ping_sent(now)
+    assert not policy.is_in_doubt
+    policy.pong_received(8)
+    assert policy.unanswered == 2  # these can still be answered in time
+    assert policy.is_in_doubt
+    policy.ping_sent(12)
+    policy.pong_received(13.5)
+    assert policy.unanswered == 1
     policy.ping_sent(20)
-    policy.resumed(21)
-    assert not policy.awaiting_pong
-    assert policy.deadline == 31
+    policy.pong_received(21)
+    assert policy.unanswered == 1
+    policy.pong_received(22, answers_newest=True)
+    assert not policy.is_in_doubt
+    policy.ping_sent(30)
+    policy.ping_sent(32)
+    assert policy.pong_received(33, answers_newest=True) is None
+    assert policy.unanswered == 0
+    policy.ping_sent(34)
+    assert policy.pong_received(34.5) == 0.5
+
+
+def test_pongs_that_lie_unread_in_a_pause_are_waited_for():
+    policy = AutoPing(PERIODIC, 2, 1, 0)
+    policy.paused(1)
+    for now in range(2, 30, 2):
+        assert policy.on_timer(now, 0) == PING
+        policy.ping_sent(now)
+    policy.resumed(30, 0)
+    for left in range(14, 0, -1):
+        assert policy.unanswered == left
+        policy.pong_received(30)
+    assert policy.unanswered == 0
+
+
+#: What happens, "=" before the seconds of the round trip that the pong behind it tells.
+@pytest.mark.parametrize(
+    ("events", "trips"),
+    [
+        ("1 ping, 1.5 pong", [0.5]),
+        ("1 ping, 1.5 pong, 3 ping, 3.25 pong", [0.5, 0.25]),
+        ("1 ping, 1.5 pong, 2 pong", [0.5, None]),
+        ("1 ping, 2 ping, 2.5 pong, 3 ping, 3.5 pong, 4 ping, 4.5 pong", [None, None, None]),
+        ("1 ping, 2 ping, 2.5 pong, 2.7 pong, 3 ping, 3.5 pong", [None, None, 0.5]),
+        ("1 ping, 2 paused, 3 resumed, 3.5 pong", [None]),
+        ("1 paused, 2 ping, 3 resumed, 3.5 pong, 4 ping, 4.5 pong", [None, 0.5]),
+    ],
+)
+def test_round_trips_are_certain_or_not_told(events, trips):
+    policy = AutoPing(PERIODIC, 1, 50, 0)
+    found = []
+    for step in events.split(", "):
+        now, event = float(step.split()[0]), step.split()[1]
+        if event == "ping":
+            policy.ping_sent(now)
+        elif event == "pong":
+            found.append(policy.pong_received(now))
+        elif event == "paused":
+            policy.paused(now)
+        else:
+            policy.resumed(now, 0)
+    assert found == trips
+
+
+@BOTH
+def test_an_answer_that_was_looked_for_late_is_due_anew(strategy):
+    policy = AutoPing(strategy, 10, 5, 0)
+    policy.ping_sent(10)
+    assert policy.on_timer(17, 0) == DEAD
+    policy.extend(17)
+    assert policy.on_timer(21, 0) != DEAD
+    assert policy.on_timer(22, 0) == DEAD
 
 
 @BOTH
@@ -156,36 +274,63 @@ class Model:
     def last(self, *names):
         return max(moment for moment, event in self.events if event in names)
 
-    def unanswered_since(self):
-        """When the oldest ping was sent that nothing has answered or excused."""
+    def pauses(self, now):
+        """(begin, end) of each; the last may go on."""
+        begin = None
+        for moment, event in [*self.events, (now, "resumed")]:
+            if event == "paused" and begin is None:
+                begin = moment
+            elif event == "resumed" and begin is not None:
+                yield begin, moment
+                begin = None
+
+    def is_paused(self):
+        return [event for _, event in self.events if event in ("paused", "resumed")][-1:] == [
+            "paused"
+        ]
+
+    def reading(self, since, now):
+        """Seconds in which bytes could be received."""
+        return now - since - sum(max(0, end - max(begin, since)) for begin, end in self.pauses(now))
+
+    def asked_since(self):
+        """When the oldest ping was sent that nothing has answered."""
         since = None
         for moment, event in self.events:
             if event == "ping" and since is None:
                 since = moment
-            elif event in ("pong", "resumed"):
+            elif event == "pong" or (
+                event == "data" and self.strategy == IDLE and since is not None and moment > since
+            ):
                 since = None
         return since
 
     def due(self, now):
-        since = self.unanswered_since()
-        if since is not None and now >= since + self.reply:
+        since = self.asked_since()
+        if since is not None and not self.is_paused() and self.reading(since, now) >= self.reply:
             return DEAD
-        if self.strategy == IDLE:
-            if since is not None:
-                return WAIT
-            silent_since = self.last("start", "ping", "pong", "data", "resumed")
-        else:
-            silent_since = self.last("start", "ping", "resumed")
-        return PING if now >= silent_since + self.idle else WAIT
+        if self.strategy == PERIODIC:
+            return PING if now >= self.last("start", "ping") + self.idle else WAIT
+        if since is not None or self.is_paused():
+            return WAIT
+        silence = self.reading(self.last("start", "ping", "pong", "data"), now)
+        return PING if silence >= self.idle else WAIT
 
 
 steps = st.lists(
     st.tuples(
         st.integers(0, 12),
-        st.sampled_from(["timer", "timer", "deadline", "data", "pong", "resumed"]),
+        st.sampled_from(["timer", "timer", "deadline", "data", "pong", "paused", "resumed"]),
     ),
     max_size=40,
 )
+
+
+def tell(scene, model, event, now):
+    """Nothing comes while reading is paused."""
+    if not (model.is_paused() and event in ("data", "pong")):
+        getattr(scene, event)(now)
+        model.add(now, event)
 
 
 @BOTH
@@ -198,11 +343,11 @@ def test_agrees_with_the_model(strategy, idle, reply, steps):
     for delay, event in steps:
         now += delay
         if event == "deadline":
-            now = max(now, scene.policy.deadline)
+            if scene.policy.deadline != math.inf:
+                now = max(now, scene.policy.deadline)
             event = "timer"
         if event != "timer":
-            getattr(scene, event)(now)
-            model.add(now, event)
+            tell(scene, model, event, now)
             continue
         expected = model.due(now)
         assert scene.timer(now) == expected
@@ -210,7 +355,6 @@ def test_agrees_with_the_model(strategy, idle, reply, steps):
             return
         if expected == PING:
             model.add(now, "ping")
-        assert scene.policy.awaiting_pong == (model.unanswered_since() is not None)
 
 
 @BOTH
@@ -223,19 +367,19 @@ def test_deadline_is_neither_missed_nor_spun_on(strategy, idle, reply, steps):
     now = 0
     for delay, event in steps:
         deadline = scene.policy.deadline
-        for moment in range(now, min(now + delay, deadline - 1) + 1):
+        for moment in range(now, int(min(now + delay, deadline - 1)) + 1):
             assert model.due(moment) == WAIT, moment
-        now = max(now + delay, deadline) if event in ("timer", "deadline") else now + delay
-        if event in ("timer", "deadline"):
+        if event not in ("timer", "deadline"):
+            now += delay
+            tell(scene, model, event, now)
+        elif deadline != math.inf:
+            now = max(now + delay, deadline)
             action = scene.timer(now)
             if action == DEAD:
                 return
             if action == PING:
                 model.add(now, "ping")
             assert scene.policy.deadline > now
-        else:
-            getattr(scene, event)(now)
-            model.add(now, event)
 
 
 @BOTH

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 BASE = {"exceptions", "states", "keepalive", "options", "logs", "_version"}
 HANDSHAKE = {"url", "origins", "subprotocols", "http_messages", "upgrade_request", "handshake"}
 NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls", "net.foreign"} | {
+    "net.overdue",
     "net.open",
     "net.tuning",
 }
@@ -47,15 +48,16 @@ ALLOWED: dict[str, set[str]] = {
     "net.tuning": set(),
     "net.poller": {"net", "net.stream"},
     "net.tcp": {"net", "net.stream", "net.poller"},
-    "net.tls": {"net", "net.stream"},
-    "net.direct_tls": {"net", "net.stream", "net.poller", "net.tcp", "net.tls"},
+    "net.overdue": set(),
+    "net.tls": {"net", "net.stream", "net.overdue"},
+    "net.direct_tls": {"net", "net.stream", "net.poller", "net.tcp", "net.tls"} | {"net.overdue"},
     "net.foreign": {"net", "net.stream"},
     "net.open": NET,
     "callbacks": {"codec", "exceptions"},
     "sending": {"wire", "codec", "net.stream", "traffic"},
     "describe": {"codec", "exceptions", "states", "url"},
-    "core": {"wire", "codec", "net", "net.stream", "exceptions", "states", "keepalive", "describe"}
-    | {"http_messages", "stats", "traffic", "callbacks", "sending"},
+    "core": {"wire", "codec", "net", "net.stream", "net.overdue", "keepalive", "describe"}
+    | {"exceptions", "states", "http_messages", "stats", "traffic", "callbacks", "sending"},
     "connecting": {"exceptions", "http_messages", "url"},
     "listening": set(),
     "connections": {"states", "stats"},

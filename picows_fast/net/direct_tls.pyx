@@ -29,6 +29,7 @@ cimport cython
 
 from .stream cimport StreamEnd
 from .tcp cimport TcpStream, system_end
+from .overdue import Overdue
 from .tls import TLS_INFO, TlsView
 
 
@@ -271,6 +272,10 @@ cdef class DirectTlsStream(TcpStream):
         return 0
 
     def _on_handshake_timeout(self):
+        self.timer = Overdue(self.loop, self, self._on_handshake_overdue)
+        self.read_now()
+
+    def _on_handshake_overdue(self):
         self.timer = None
         if self.handshaking and not self.closing:
             self._end(StreamEnd.TLS_FAILED, TimeoutError("the TLS handshake was not finished in time"))

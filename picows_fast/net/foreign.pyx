@@ -7,6 +7,7 @@ are the transport's.
 """
 
 import asyncio
+import select
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -25,6 +26,14 @@ cdef double DRAIN_POLL = 0.005
 
 def _raise(error):
     raise error
+
+
+def _selects_readable(int descriptor):
+    if not hasattr(select, "poll"):     # Windows
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Protocol(asyncio.BufferedProtocol):
@@ -439,6 +448,15 @@ cdef class ForeignStream(ByteStream):
         self.drain_wanted = True
         self._set_transport_limits()
         return self._look_later()   # what it holds may have been written before its mark was 0
+
+    def has_unread(self):
+        if self.lost or self.end_seen or self.transport is None or not self.transport.is_reading():
+            return False
+        sock = self.transport.get_extra_info("socket")
+        try:
+            return bool(sock is not None and _selects_readable(sock.fileno()))
+        except (OSError, ValueError):
+            return False        # it is closed
 
     def get_extra_info(self, name, default=None):
         if name == "peername" and self.peername is not None:

@@ -612,6 +612,15 @@ cdef class ByteStream(StreamHandler):
             return None
         return time.monotonic() - int.from_bytes(info[TCP_LAST_DATA_RECV:], sys.byteorder) / 1000
 
+    def has_unread(self):
+        """Return True if the operating system has bytes, or an end, that will be read in the next turns of the loop.
+        False where that cannot be told."""
+        return False
+
+    def read_now(self):
+        """Read once, without waiting for the loop to say that there is something. Does nothing where that cannot be
+        done."""
+
     def is_closing(self):
         """Return True once the stream is closing or closed."""
         return self.closing

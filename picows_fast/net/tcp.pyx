@@ -24,6 +24,7 @@ cdef extern from *:
     #include <sys/socket.h>
     #include <sys/uio.h>
     #include <errno.h>
+    #include <poll.h>
     #include <stddef.h>
     #include <string.h>
     #include <time.h>
@@ -47,6 +48,13 @@ cdef extern from *:
     #else
         (void)fd;
     #endif
+    }
+
+    static inline int pf_readable(int fd)
+    {
+        struct pollfd one = {fd, POLLIN, 0};
+
+        return poll(&one, 1, 0) > 0;
     }
 
     static inline int would_block(int error)
@@ -103,6 +111,7 @@ cdef extern from *:
     int64_t pf_now() nogil
     int64_t pf_since_data(int fd) nogil
     void pf_quick_ack(int fd) nogil
+    bint pf_readable(int fd) nogil
     bint would_block(int error) nogil
     Py_ssize_t pf_send(int fd, const void *data, size_t size) nogil
     Py_ssize_t pf_send_two(int fd, const void *head, size_t head_size, const void *body, size_t body_size) nogil
@@ -647,6 +656,12 @@ cdef class TcpStream(ByteStream):
             if writing:
                 self.loop.remove_writer(self.fd)
         return 0
+
+    def has_unread(self):
+        return self.reading and not self.closed and pf_readable(self.fd)
+
+    def read_now(self):
+        self._read_once()
 
     def last_received(self):
         cdef int64_t milliseconds

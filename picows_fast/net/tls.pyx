@@ -23,6 +23,8 @@ from libc.string cimport memcpy
 
 from .stream cimport ByteStream, StreamEnd, read_space
 
+from .overdue import Overdue
+
 cdef enum:
     # A record carries this much plaintext at most (RFC 8446 5.1); a write of exactly this makes one record.
     RECORD_SIZE = 16 * 1024
@@ -252,6 +254,10 @@ cdef class TlsStream(ByteStream):
         return 0
 
     def _on_handshake_timeout(self):
+        self.timer = Overdue(self.loop, self, self._on_handshake_overdue)
+        self.read_now()
+
+    def _on_handshake_overdue(self):
         self.timer = None
         if self.handshaking:
             self._fail(TimeoutError("the TLS handshake was not finished in time"))
@@ -548,6 +554,12 @@ cdef class TlsStream(ByteStream):
     def set_write_buffer_limits(self, high=None, low=None):
         ByteStream.set_write_buffer_limits(self, high, low)
         self.lower.set_write_buffer_limits(high, low)
+
+    def has_unread(self):
+        return self.lower.has_unread()
+
+    def read_now(self):
+        self.lower.read_now()
 
     def last_received(self):
         return self.lower.last_received()

@@ -353,8 +353,9 @@ class ConnectionOptions(_Settings):
     auto_ping_reply_timeout: float = setting(
         10,
         _seconds,
-        "How long a PONG may take before the connection is ended with close code 1001. May be "
-        "longer than auto_ping_idle_timeout.",
+        "How long the answer to a PING may take before the connection is ended with close code "
+        "1001: any byte with PING_WHEN_IDLE, a PONG with PING_PERIODICALLY. May be longer than "
+        "auto_ping_idle_timeout.",
         unit="seconds",
     )
     auto_ping_strategy: int = setting(

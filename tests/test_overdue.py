@@ -222,7 +222,9 @@ async def test_a_stopped_process():
         assert (await read_frame(reader))[0] == PING
         writer.write(server_frame(WSMsgType.CLOSE, b"\x03\xe8"))
         answered.set()
-        await reader.read()
+        while (await read_frame(reader))[0] != WSMsgType.CLOSE:
+            pass
+        writer.close()
 
     async with raw_server(peer) as url:
         child = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Deadlines that pass while nobody reads: what has arrived by then is read before anybody is judged."""
+"""Deadlines that pass while nobody reads: what has arrived by then is read, then it is judged."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 from picows_fast import WSAutoPingStrategy, WSDisconnectCause, WSMsgType, WSState
 from picows_fast.net.overdue import Overdue
 
-
 from .peers import UPGRADE_REQUEST, check_end
-from .support import Recorder, address, raw_server, read_frame, server_frame, serving
+from .support import Recorder, address, raw_server, read_frame, server_frame, serving, until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -89,6 +88,11 @@ async def test_cancelled():
 # --- On connections
 
 
+def block(seconds):
+    """Hold the event loop up."""
+    time.sleep(seconds)
+
+
 class Slow(Recorder):
     """A callback that takes longer than every deadline, while the peer answers."""
 
@@ -106,7 +110,7 @@ class Slow(Recorder):
             if self.answer:
                 peer = self.pair.peer
                 peer.sock.send(peer.encrypt(self.answer))
-            time.sleep(0.15)
+            block(0.15)
 
     def before_the_sleep(self, transport):
         pass
@@ -170,7 +174,7 @@ async def test_a_request_that_lies_unread(io_options):
         with silent, late:
             await asyncio.sleep(0.03)  # they are accepted
             late.sendall(UPGRADE_REQUEST)
-            time.sleep(0.2)
+            block(0.2)
             answers = []
             for sock in (late, silent):
                 sock.setblocking(False)
@@ -214,8 +218,7 @@ async def test_a_stopped_process():
     async def peer(reader, writer):
         assert (await read_frame(reader))[0] == PING
         child.send_signal(signal.SIGSTOP)
-        while _state_of(child.pid) != "T":
-            await asyncio.sleep(0.01)
+        await until(lambda: _state_of(child.pid) == "T")
         writer.write(server_frame(PONG))
         await asyncio.sleep(0.7)
         child.send_signal(signal.SIGCONT)

@@ -26,6 +26,7 @@ MAX_CONNECTIONS_PER_IP: Final = "max_connections_per_ip"
 MAX_PENDING_HANDSHAKES: Final = "max_pending_handshakes"
 CLOSED: Final = "closed"
 ERROR: Final = "error"
+PROXY_PROTOCOL: Final = "proxy_protocol"
 
 #: What ``ServerStats.refused`` counts: a limit that was reached, or what was wrong.
 REFUSAL_REASONS: Final = (
@@ -37,6 +38,7 @@ REFUSAL_REASONS: Final = (
     "timeout",
     "request",
     ERROR,
+    PROXY_PROTOCOL,
 )
 # Of refusals that are no limit's, by their status; all others are "request".
 _REASON_OF_STATUS: Final[Mapping[int, str]] = {
@@ -75,7 +77,8 @@ class ServerStats:
     """Requests that the server refused by itself, by reason: the limit that was reached
     ("max_connections" ...), "closed" (it came as the server stopped listening), "origin",
     "timeout", "request" (not valid) or "error": the factory failed, or the connection could not be
-    set up, and was closed without a response."""
+    set up, and was closed without a response. "proxy_protocol": a trusted proxy sent no valid
+    PROXY header, and was closed likewise."""
     abandoned: int
     """Connections that ended before there was a request to answer."""
     closed: Mapping[WSDisconnectCause, int]
@@ -179,6 +182,11 @@ class ConnectionTable(Generic[C]):
         if self._max_per_ip is not None and key is not None:
             self._keys[connection] = key
             _increment(self._pending_of, key)
+
+    def withdraw(self, connection: C) -> None:
+        """It counts as if it had never come: another is attached in its place."""
+        self._accepted -= 1
+        self._handshakes.discard(connection)
 
     def opened(self, connection: C) -> None:
         """Its handshake succeeded."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from .http_messages import DEFAULT_LIMITS, IS_TOKEN, USER_AGENT, HandshakeLimits
 from .origins import OriginPolicy
+from .proxy_protocol import TrustedProxies
 from .subprotocols import checked_subprotocols
 
 if TYPE_CHECKING:
@@ -196,6 +197,11 @@ def _header_value(name: str, value: Any) -> None:
     _text(name, value)
     if not value.isprintable() or not value.isascii():
         raise ValueError(f"{name} must be printable ASCII")
+
+
+def _trusted_proxies(name: str, value: Any) -> None:
+    del name
+    TrustedProxies(value)
 
 
 def _headers(name: str, value: Any) -> None:
@@ -680,6 +686,14 @@ class ServerOptions(ConnectionOptions):
         "Origins that WebSocket requests may come from, others get 403: `https://example.com`, "
         "`https://*.example.com` for its subdomains, None in the list for requests without an "
         "Origin, which are not a browser's. None: no check. RFC 6455 10.2.",
+    )
+    proxy_protocol: Sequence[str] | None = setting(
+        None,
+        _optional(_trusted_proxies),
+        "Addresses and networks (`10.0.0.0/8`) of load balancers, and `unix` for Unix sockets: "
+        "each connection from there must begin with a header of the PROXY protocol, version 1 or "
+        "2, before TLS and HTTP, and the client's address that it tells is believed. Connections "
+        "from elsewhere must have none. None: no connection has one.",
     )
     max_connections: int | None = setting(
         None,

@@ -31,6 +31,8 @@ from .net.foreign import ForeignStream
 from .net.open import socket_stream, tune_socket, uses_loop_transport, with_tls
 from .options import ServerOptions, handshake_limits
 from .origins import OriginPolicy
+from .proxied import ProxiedProtocol, ProxiedSocket
+from .proxy_protocol import ProxyHeader, TrustedProxies
 from .serving import Server
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ async def ws_create_server(
     coalesce_writes: bool = ServerOptions.coalesce_writes,
     subprotocols: Sequence[str] | None = ServerOptions.subprotocols,
     origins: Sequence[str | None] | None = ServerOptions.origins,
+    proxy_protocol: Sequence[str] | None = ServerOptions.proxy_protocol,
     max_connections: int | None = ServerOptions.max_connections,
     max_connections_per_ip: int | None = ServerOptions.max_connections_per_ip,
     max_pending_handshakes: int | None = ServerOptions.max_pending_handshakes,
@@ -130,6 +133,7 @@ async def ws_create_server(
         coalesce_writes=coalesce_writes,
         subprotocols=subprotocols,
         origins=origins,
+        proxy_protocol=proxy_protocol,
         max_connections=max_connections,
         max_connections_per_ip=max_connections_per_ip,
         max_pending_handshakes=max_pending_handshakes,
@@ -174,6 +178,7 @@ async def ws_create_server(
 
     policy = None if options.origins is None else OriginPolicy(options.origins)
     limits = handshake_limits(options)
+    proxies = None if options.proxy_protocol is None else TrustedProxies(options.proxy_protocol)
     counts_addresses = options.max_connections_per_ip is not None
     limits_upgrades = counts_addresses or options.max_connections is not None
     is_secure = options.ssl is not None
@@ -183,17 +188,21 @@ async def ws_create_server(
         make_stream: Callable[[], ByteStream],
         turn_away: Callable[[bytes | None], None],
         end: Callable[[], None],
+        *,
+        is_new: bool = True,
+        due: float | None = None,
     ) -> None:
         """Serve what was accepted from this address, or turn it away. Whatever fails is ended,
         counted and logged.
 
         ``make_stream`` takes over what was accepted, until when ``end`` ends it. ``turn_away``
-        ends it with a response, None: without one.
+        ends it with a response, None: without one. A connection that is not new has taken the
+        place of one whose handshake is ``due`` at this time.
         """
         stream = transport = None
         try:
             key = address_key(address) if counts_addresses else None
-            reason = server.reason_to_turn_away(key)
+            reason = server.reason_to_turn_away(key, is_new=is_new)
             if reason is not None:
                 turn_away(None if is_secure else _refusal_bytes(reason))
                 return
@@ -214,7 +223,7 @@ async def ws_create_server(
                 is_secure=is_secure,
                 server=server,
             )
-            server.attach(transport, key)
+            server.attach(transport, key, due)
             transport._serve()
         except BaseException as error:
             try:
@@ -225,6 +234,17 @@ async def ws_create_server(
                 raise
 
     def on_socket(accepted: socket.socket, address: Any) -> None:
+        if proxies is not None and proxies.trusts(address):
+            await_header(accepted, address)
+        else:
+            serve_socket(accepted, address)
+
+    def serve_socket(
+        accepted: socket.socket,
+        address: Any,
+        noted: dict[str, Any] | None = None,
+        due: float | None = None,
+    ) -> None:
         def make_stream() -> ByteStream:
             return socket_stream(
                 loop,
@@ -235,34 +255,87 @@ async def ws_create_server(
                 tcp_quickack=options.tcp_quickack,
                 rx_timestamps=options.rx_timestamps,
                 peername=address,
+                noted=noted,
             )
 
-        serve(address, make_stream, partial(_turn_away, accepted), accepted.close)
+        serve(
+            address,
+            make_stream,
+            partial(_turn_away, accepted),
+            accepted.close,
+            is_new=noted is None,
+            due=due,
+        )
+
+    def await_header(accepted: socket.socket, proxy: Any) -> None:
+        def take(sock: socket.socket, header: ProxyHeader, due: float | None) -> None:
+            noted = _noted(header, proxy)
+            serve_socket(sock, noted["peername"], noted, due)
+
+        reason = server.reason_to_turn_away(None)
+        if reason is not None:
+            _turn_away(accepted, None if is_secure else _refusal_bytes(reason))
+            return
+        ProxiedSocket(loop, server, accepted, proxy, take, logger).start()
 
     def make_protocol() -> asyncio.BaseProtocol:
-        def on_connected(transport: asyncio.Transport) -> None:
-            def make_stream() -> ByteStream:
-                accepted = stream.get_extra_info("socket")
-                if options.keep_alive and accepted is not None:
-                    # The peer may be gone already, which some systems report here.
-                    with contextlib.suppress(OSError):
-                        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                return with_tls(
-                    stream,
-                    options.ssl,
-                    server_side=True,
-                    handshake_timeout=options.ssl_handshake_timeout,
-                )
+        if proxies is not None:
+            return ProxiedProtocol(server, proxies.trusts, turn_away_full, take_transport, logger)
 
-            serve(
-                transport.get_extra_info("peername"),
-                make_stream,
-                partial(_turn_transport_away, transport),
-                transport.abort,
-            )
+        def on_connected(transport: asyncio.Transport) -> None:
+            serve_transport(stream, transport)
 
         stream = ForeignStream(loop, on_connected)
         return stream.protocol
+
+    def turn_away_full(transport: asyncio.Transport) -> bool:
+        reason = server.reason_to_turn_away(None)
+        if reason is not None:
+            _turn_transport_away(transport, None if is_secure else _refusal_bytes(reason))
+        return reason is not None
+
+    def take_transport(
+        transport: asyncio.Transport, header: ProxyHeader | None, rest: bytes, due: float | None
+    ) -> None:
+        noted = None
+        if header is not None:
+            noted = _noted(header, transport.get_extra_info("peername"))
+        serve_transport(ForeignStream(loop), transport, noted, rest, due)
+
+    def serve_transport(
+        stream: ForeignStream,
+        transport: asyncio.Transport,
+        noted: dict[str, Any] | None = None,
+        rest: bytes = b"",
+        due: float | None = None,
+    ) -> None:
+        def make_stream() -> ByteStream:
+            if proxies is not None:
+                stream.attach(transport)
+                if noted is not None:
+                    stream.note_extra_info(noted)
+                if rest:
+                    stream.push(rest)
+            accepted = stream.get_extra_info("socket")
+            if options.keep_alive and accepted is not None:
+                # The peer may be gone already, which some systems report here.
+                with contextlib.suppress(OSError):
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return with_tls(
+                stream,
+                options.ssl,
+                server_side=True,
+                handshake_timeout=options.ssl_handshake_timeout,
+            )
+
+        serve(
+            transport.get_extra_info("peername") if noted is None else noted["peername"],
+            make_stream,
+            partial(_turn_transport_away, transport),
+            transport.abort,
+            is_new=noted is None,
+            due=due,
+        )
 
     acceptor = None
     if uses_loop_transport(loop, options.use_loop_transport):
@@ -313,6 +386,12 @@ def _refusal(reason: str) -> HandshakeRefusedError:
 
 def _refusal_bytes(reason: str) -> bytes:
     return ServerHandshake().reject(_refusal(reason)).to_bytes()
+
+
+def _noted(header: ProxyHeader, proxy: Any) -> dict[str, Any]:
+    """What get_extra_info() says of a connection that came by a proxy."""
+    source = proxy if header.source is None else header.source
+    return {"peername": source, "proxy_peername": proxy}
 
 
 def _turn_transport_away(transport: asyncio.Transport, response: bytes | None) -> None:

@@ -13,7 +13,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -127,10 +127,12 @@ class Server:
 
     # --- Whether a connection may come, and how it went: called by ``server`` and the transport
 
-    def reason_to_turn_away(self, key: str | None) -> str | None:
+    def reason_to_turn_away(self, key: str | None, *, is_new: bool = True) -> str | None:
         """Why a connection that was just accepted is not to be attached, which is counted then;
-        None if it may be."""
-        reason = CLOSED if self._is_closed else self._connections.reason_to_turn_away(key)
+        None if it may be. One that is not new takes another's place, by ``hand_over``."""
+        reason = self._connections.reason_to_turn_away(key)
+        if self._is_closed and is_new:
+            reason = CLOSED
         if reason is not None:
             self._connections.turned_away(reason)
         return reason
@@ -139,16 +141,32 @@ class Server:
         """Why a request must not become a WebSocket connection; None if it may."""
         return self._connections.reason_to_refuse(key)
 
-    def attach(self, connection: Connection, key: str | None = None) -> None:
+    def attach(
+        self, connection: Connection, key: str | None = None, due: float | None = None
+    ) -> None:
         """Count a connection, whose handshake and its deadline begin. ``wait_closed`` waits until
         it is detached.
 
-        ``key``: see ``connections.address_key``.
+        ``key``: see ``connections.address_key``. ``due``: the deadline, in the loop's time, if it
+        has begun before.
         """
         self._connections.attach(connection, key)
-        self._deadlines.add(connection)
+        self._deadlines.add(connection, due)
         if not self._connections.has_room:
             self._acceptor.hold()
+
+    def hand_over(self, connection: Connection, take: Callable[[float | None], None]) -> None:
+        """Another connection takes the place of one that is in its handshake.
+
+        ``take`` gets the deadline and attaches the other one with it, or counts why not.
+        """
+        self._connections.withdraw(connection)
+        due = self._deadlines.withdraw(connection)
+        try:
+            take(due)
+        finally:
+            self._note_room()
+            self._note_end()
 
     def connection_opened(self, connection: Connection) -> None:
         """The handshake succeeded; the listener is about to be told."""
@@ -357,9 +375,15 @@ class _Deadlines:
         self._timeout = timeout
         self._due: dict[Connection, float] = {}
         self._handle: asyncio.TimerHandle | None = None
+        # Of those that began before they came here, and so are out of that order.
+        self._timers: dict[Connection, asyncio.TimerHandle] = {}
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Connection, due: float | None = None) -> None:
+        """Its time begins; or it began before and ends at ``due``, of the loop's time."""
         if self._timeout is None:
+            return
+        if due is not None:
+            self._timers[connection] = self._loop.call_at(due, self._on_own_timer, connection)
             return
         self._due[connection] = due = self._loop.time() + self._timeout
         if self._handle is None:
@@ -369,6 +393,14 @@ class _Deadlines:
         """The handshake is over, or has been refused. Does nothing if it is not there."""
         if self._due.pop(connection, None) is not None and not self._due:
             self._cancel()
+        elif self._timers and (timer := self._timers.pop(connection, None)) is not None:
+            timer.cancel()
+
+    def withdraw(self, connection: Connection) -> float | None:
+        """Another one has the rest of its time: return until when. None: without end."""
+        due = self._due.get(connection)
+        self.discard(connection)
+        return due
 
     def _cancel(self) -> None:
         if self._handle is not None:
@@ -384,13 +416,20 @@ class _Deadlines:
                 self._handle = self._loop.call_at(due, self._on_timer)
                 return
             del self._due[connection]
-            try:
-                connection._handshake_timed_out()
-            except Exception as exc:
-                # Such as a log handler that fails: the others have their deadlines all the same.
-                self._loop.call_exception_handler(
-                    {"message": "a handshake timed out", "exception": exc}
-                )
+            self._end(connection)
+
+    def _on_own_timer(self, connection: Connection) -> None:
+        del self._timers[connection]
+        self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        try:
+            connection._handshake_timed_out()
+        except Exception as exc:
+            # Such as a log handler that fails: the others have their deadlines all the same.
+            self._loop.call_exception_handler(
+                {"message": "a handshake timed out", "exception": exc}
+            )
 
 
 class _PacedClose:

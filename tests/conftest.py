@@ -44,6 +44,7 @@ ON_OUR_LOOP = {
     "test_feeds",
     "test_lifetime",
     "test_open",
+    "test_proxied",
     "test_stats",
     "test_streams",
     "test_timestamps",

@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "keepalive": set(),
     "logs": set(),
     "origins": set(),
-    "options": {"http_messages", "origins", "subprotocols"},
+    "proxy_protocol": set(),
+    "options": {"http_messages", "origins", "subprotocols", "proxy_protocol"},
     "url": {"exceptions"},
     "http_messages": {"_version", "exceptions"},
     "subprotocols": {"http_messages"},
@@ -62,8 +63,9 @@ ALLOWED: dict[str, set[str]] = {
     "listening": set(),
     "connections": {"states", "stats"},
     "serving": {"codec", "states", "handshake", "connections", "listening", "traffic"},
+    "proxied": {"connections", "handshake", "proxy_protocol", "serving", "states"},
     "client": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
-    "server": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
+    "server": {"proxied", "proxy_protocol", "core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     # Beside them: an event loop that calls streams in C.
     "loop": {"loop.selector"},
     "loop.selector": {"net", "net.stream", "net.poller"},
@@ -83,6 +85,7 @@ TOP = {"", "__main__", "cli"}
 SANS_IO = {"codec", "handshake", "http_messages", "origins", "url", "keepalive", "states"} | {
     "subprotocols",
     "connections",
+    "proxy_protocol",
     "exceptions",
     "upgrade_request",
 }

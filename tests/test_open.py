@@ -152,6 +152,7 @@ async def test_an_accepted_connection_whose_set_up_fails(
     its own transport."""
     loop = asyncio.get_running_loop()
     served: list[Echo] = []
+    errors = 0
 
     def factory(request):
         served.append(Echo())
@@ -183,20 +184,23 @@ async def test_an_accepted_connection_whose_set_up_fails(
         url = f"{'ws' if server_context is None else 'wss'}://127.0.0.1:{address[1]}/"
         for number, (name, fault) in enumerate(faults, 1):
             caplog.clear()
+            # The stream ends by itself then, as with any failed handshake.
+            is_refused = name != "TLS handshake"
+            errors += is_refused
             with fault(), await connect_socket(address) as sock:
                 assert await end_of(sock) == b"", name
                 for _ in range(3):  # turns of the loop
                     await asyncio.sleep(0)
                 stats = running.stats()
-                assert stats.refused["error"] == number, name
-                assert (stats.handshakes, stats.leaving, stats.connections) == (0, 0, 0), name
+                assert stats.refused["error"] == errors, name
                 records = [record for record in caplog.records if record.levelno > logging.DEBUG]
-                assert [record.name for record in records] == ["picows_fast.server"], (
-                    name,
-                    records,
-                )
-                assert "could not set up the connection from ('127.0.0.1'," in records[0].message
-                assert records[0].exc_info is not None, name
+                if is_refused:
+                    assert (stats.handshakes, stats.leaving, stats.connections) == (0, 0, 0), name
+                    assert [record.name for record in records] == ["picows_fast.server"], name
+                    assert (
+                        "could not set up the connection from ('127.0.0.1'," in records[0].message
+                    )
+                    assert records[0].exc_info is not None, name
                 transport, listener = await picows_fast.ws_connect(
                     Recorder, url, ssl_context=client_tls
                 )

@@ -124,6 +124,10 @@ cdef class ForeignStream(ByteStream):
         if not transport.is_reading():
             transport.resume_reading()
 
+    def push(self, bytes data):
+        """Take bytes that the transport has given to a protocol before this one. To be called behind attach()."""
+        self.receive_copy(data)
+
     def give_up(self):
         """Abort a stream that nobody has yet. The transport may be gone without a connection_lost()."""
         self.drop()
@@ -459,6 +463,8 @@ cdef class ForeignStream(ByteStream):
             return False        # it is closed
 
     def get_extra_info(self, name, default=None):
+        if self.noted is not None and name in self.noted:
+            return self.noted[name]
         if name == "peername" and self.peername is not None:
             return self.peername
         if name == "sockname" and self.sockname is not None:

@@ -120,6 +120,7 @@ def socket_stream(
     tcp_quickack: bool = False,
     rx_timestamps: bool = False,
     peername: Any = None,
+    noted: dict[str, Any] | None = None,
 ) -> ByteStream:
     """Return the stream of a connected, non-blocking socket.
 
@@ -128,6 +129,7 @@ def socket_stream(
     :param tcp_quickack: keep TCP_QUICKACK on
     :param rx_timestamps: have the kernel note when data comes
     :param peername: the peer's address, if it is known; None: the system is asked
+    :param noted: what get_extra_info() is to say, whatever the system does
     """
     stream: TcpStream | None = None
     try:
@@ -153,6 +155,8 @@ def socket_stream(
             with contextlib.suppress(OSError):
                 peername = sock.getpeername()  # after a reset the system does not know it any more
         stream.note_peername(peername)
+        if noted is not None:
+            stream.note_extra_info(noted)
     except BaseException:
         if stream is not None:
             stream.abort()

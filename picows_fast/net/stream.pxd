@@ -78,6 +78,7 @@ cdef class ByteStream(StreamHandler):
     cdef:
         object __weakref__
         readonly object loop
+        dict noted                      # what get_extra_info() says, whatever the system does; None: nothing
         StreamHandler handler
         int depth                       # streams below this one
 

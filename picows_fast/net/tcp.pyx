@@ -671,6 +671,8 @@ cdef class TcpStream(ByteStream):
         return None if milliseconds < 0 else pf_now() / 1e9 - milliseconds / 1e3
 
     def get_extra_info(self, name, default=None):
+        if self.noted is not None and name in self.noted:
+            return self.noted[name]
         if name == "socket":
             if self.sock_view is None:
                 self.sock_view = SocketView(self.sock)

@@ -371,7 +371,7 @@ class Meddler:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_acts_at_random(seed, monkeypatch):
+async def test_acts_at_random(contexts, seed, monkeypatch):
     """From every place at once: each client gets what the counters say, whole and in order."""
     meddler = Meddler(seed)
     loop = asyncio.get_running_loop()
@@ -409,6 +409,7 @@ async def test_acts_at_random(seed, monkeypatch):
                 connected(
                     "server",
                     listener=Meddling(),
+                    contexts=contexts,
                     small_buffers=True,
                     write_high_watermark=2000,
                     write_low_watermark=0,

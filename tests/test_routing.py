@@ -212,6 +212,22 @@ def test_one_handler_for_each() -> None:
             add("/c")(5)  # type: ignore[type-var]
 
 
+def test_a_handler_that_is_refused_takes_no_path() -> None:
+    class Awaited:
+        async def __call__(self, request: WSUpgradeRequest) -> None: ...
+
+    async def awaited(request: WSUpgradeRequest) -> None: ...
+
+    seen = Seen()
+    seen.http("/{a}")
+    for add in (seen.router.http, seen.router.websocket):
+        for handler in (awaited, Awaited()):
+            with pytest.raises(TypeError, match="plain function"):
+                add("/c")(handler)  # type: ignore[type-var]
+    seen.router(request(b"/c"))
+    assert seen.calls == [("/{a}", {"a": "c"})]
+
+
 async def test_over_the_wire(io_options: dict[str, bool]) -> None:
     routes = Router()
 

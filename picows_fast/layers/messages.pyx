@@ -100,6 +100,7 @@ cdef class MessageAssembler:
 
         :raises WSPeerProtocolError: the order of frames is wrong, a reserved bit is set, text is not UTF-8, or a limit
             was exceeded; every later data frame raises it again
+        :raises MemoryError: the fragments are lost; every later data frame raises WSPeerProtocolError
         """
         cdef WSFrame message = frame
         cdef int error
@@ -110,12 +111,17 @@ cdef class MessageAssembler:
         error = self._check(frame)
         if error:
             raise self._failure(error)
-        if not frame.fin:
-            self._join(frame)
-            return None
-        if self.fragments > 1:
-            self._join(frame)
-            message = self._finish(frame)
+        if not frame.fin or self.fragments > 1:
+            try:
+                self._join(frame)
+                if not frame.fin:
+                    return None
+                message = self._finish(frame)
+            except MemoryError:
+                # A message with a gap must not be completed, nor the next one be taken for its rest.
+                self.error = PF_ERR_MESSAGE_TOO_BIG
+                self.joined = None
+                raise
         self.msg_type = WSMsgType.CONTINUATION
         return message
 
@@ -176,8 +182,6 @@ cdef class MessageAssembler:
                 capacity = min(max(2 * needed, <Py_ssize_t> SMALLEST_BUFFER), self.max_message_size)
             grown = PyMem_Realloc(self.joined.data, <size_t> capacity)
             if grown == NULL:
-                self.error = PF_ERR_MESSAGE_TOO_BIG     # a message with a gap must not be completed
-                self.joined = None
                 raise MemoryError()
             self.joined.data = <uint8_t*> grown
             self.joined.capacity = capacity

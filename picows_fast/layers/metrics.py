@@ -155,8 +155,10 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 
 def _number(value: float) -> str:
+    if isinstance(value, int):
+        return repr(int(value))
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    return repr(int(value)) if isinstance(value, int) else repr(float(value))
+    return repr(float(value))

@@ -19,6 +19,7 @@ one segment, `{name}`, and nothing more: for a web site there are web servers.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from http import HTTPStatus
@@ -88,14 +89,16 @@ class Router:
         """Decorator: the handler is called as `handler(request, **parameters)`, and returns what a
         listener factory returns.
 
-        Raises TypeError or ValueError if the path is not valid, or has a WebSocket already.
+        Raises TypeError or ValueError if the path is not valid, or has a WebSocket already, and
+        TypeError for a handler that is not callable, or is `async def`.
         """
-        found = self._add(path)
+        segments = _checked_segments(path)
 
         def decorate(handler: WebSocketHandler) -> WebSocketHandler:
+            _check_callable(handler)
+            found = self._path(segments)
             if found.websocket is not None:
                 raise ValueError(f"path {path!r} has a WebSocket already")
-            _check_callable(handler)
             found.websocket = handler
             return handler
 
@@ -107,14 +110,16 @@ class Router:
         It returns a WSUpgradeResponse, or str or bytes for a response with status 200 and type
         text/plain, or None for 404. The server leaves the body out for HEAD.
 
-        Raises TypeError or ValueError if the path is not valid, or has HTTP already.
+        Raises TypeError or ValueError if the path is not valid, or has HTTP already, and TypeError
+        for a handler that is not callable, or is `async def`.
         """
-        found = self._add(path)
+        segments = _checked_segments(path)
 
         def decorate(handler: HTTPHandler) -> HTTPHandler:
+            _check_callable(handler)
+            found = self._path(segments)
             if found.http is not None:
                 raise ValueError(f"path {path!r} has HTTP already")
-            _check_callable(handler)
             found.http = handler
             return handler
 
@@ -134,22 +139,26 @@ class Router:
                 return _answer(path, request, parameters)
         return None
 
-    def _add(self, path: str) -> _Path:
-        if not isinstance(path, str):
-            raise TypeError(f"path must be a str, got {type(path).__name__}")
-        if not path.startswith("/") or "?" in path or "#" in path:
-            raise ValueError(f"path must start with '/' and have no query, got {path!r}")
-        segments = tuple(path.split("/")[1:])
-        names = [name for name in map(_name, segments) if name is not None]
-        for segment in segments:
-            if ("{" in segment or "}" in segment) and _name(segment) is None:
-                raise ValueError(f"a parameter is a whole segment '{{name}}', got {path!r}")
-        if len(set(names)) != len(names):
-            raise ValueError(f"a parameter's name must not be used twice, got {path!r}")
-        if "request" in names:  # it would be the handler's first argument, too
-            raise ValueError(f"a parameter must not be named 'request', got {path!r}")
-        table = self._patterns if names else self._exact
+    def _path(self, segments: tuple[str, ...]) -> _Path:
+        table = self._patterns if any(map(_name, segments)) else self._exact
         return table.setdefault(segments, _Path(segments))
+
+
+def _checked_segments(path: str) -> tuple[str, ...]:
+    if not isinstance(path, str):
+        raise TypeError(f"path must be a str, got {type(path).__name__}")
+    if not path.startswith("/") or "?" in path or "#" in path:
+        raise ValueError(f"path must start with '/' and have no query, got {path!r}")
+    segments = tuple(path.split("/")[1:])
+    names = [name for name in map(_name, segments) if name is not None]
+    for segment in segments:
+        if ("{" in segment or "}" in segment) and _name(segment) is None:
+            raise ValueError(f"a parameter is a whole segment '{{name}}', got {path!r}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"a parameter's name must not be used twice, got {path!r}")
+    if "request" in names:  # it would be the handler's first argument, too
+        raise ValueError(f"a parameter must not be named 'request', got {path!r}")
+    return segments
 
 
 def _name(segment: str) -> str | None:
@@ -160,6 +169,8 @@ def _name(segment: str) -> str | None:
 def _check_callable(handler: object) -> None:
     if not callable(handler):
         raise TypeError(f"handler must be callable, got {type(handler).__name__}")
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+        raise TypeError("handler must be a plain function: it is called, not awaited")
 
 
 def _request_segments(request: WSUpgradeRequest) -> tuple[str, ...] | None:
@@ -185,7 +196,7 @@ def _answer(path: _Path, request: WSUpgradeRequest, parameters: dict[str, str]) 
             {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
         )
     if path.http is None:
-        return None  # a decorator that was never applied
+        return None
     result = path.http(request, **parameters)
     if isinstance(result, str):
         result = result.encode()

@@ -1,64 +1,27 @@
-"""``ws_create_server``: listening, and a transport for each connection that is accepted.
+"""``ws_create_server``: from arguments to a server that listens.
 
-Owns how the two come together. ``listening`` binds and accepts, ``serving`` has the server object,
-which counts and limits connections; ``core`` runs each connection.
+Owns how the parts come together: ``listening`` binds and accepts, ``admission`` makes connections
+of what was accepted, ``serving`` has the server object, which counts and limits them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import Callable, Sequence
-from functools import partial
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any
 
-from .connections import (
-    CLOSED,
-    MAX_CONNECTIONS,
-    MAX_CONNECTIONS_PER_IP,
-    MAX_PENDING_HANDSHAKES,
-    address_key,
-)
-from .core import WSAutoPingStrategy, WSListener, new_transport
-from .handshake import HandshakeRefusedError, ServerHandshake
+from .admission import Admission, ServerListenerFactory
+from .core import WSAutoPingStrategy
 from .listening import LoopAcceptor, open_listening_sockets
 from .logs import resolve_logger
-from .net.foreign import ForeignStream
-from .net.open import socket_stream, tune_socket, uses_loop_transport, with_tls
-from .options import ServerOptions, handshake_limits
-from .origins import OriginPolicy
-from .proxied import ProxiedProtocol, ProxiedSocket
-from .proxy_protocol import ProxyHeader, TrustedProxies
+from .net.open import tune_socket, uses_loop_transport
+from .options import ServerOptions
 from .serving import Server
 
-if TYPE_CHECKING:
-    from .http_messages import (
-        WSUpgradeRequest,
-        WSUpgradeResponse,
-        WSUpgradeResponseWithListener,
-    )
-    from .net.stream import ByteStream
-
 __all__ = ["ServerListenerFactory", "ws_create_server"]
-
-ServerListenerFactory = Callable[
-    ["WSUpgradeRequest"],
-    "WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None",
-]
-
-_REFUSALS: Final = {
-    MAX_CONNECTIONS: (HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"),
-    MAX_CONNECTIONS_PER_IP: (
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "too many connections from this address",
-    ),
-    MAX_PENDING_HANDSHAKES: (HTTPStatus.SERVICE_UNAVAILABLE, "too many handshakes"),
-    CLOSED: (HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down"),
-}
 
 
 async def ws_create_server(
@@ -176,174 +139,14 @@ async def ws_create_server(
             listening.close()
         raise
 
-    policy = None if options.origins is None else OriginPolicy(options.origins)
-    limits = handshake_limits(options)
-    proxies = None if options.proxy_protocol is None else TrustedProxies(options.proxy_protocol)
-    counts_addresses = options.max_connections_per_ip is not None
-    limits_upgrades = counts_addresses or options.max_connections is not None
-    is_secure = options.ssl is not None
-
-    def serve(
-        address: Any,
-        make_stream: Callable[[], ByteStream],
-        turn_away: Callable[[bytes | None], None],
-        end: Callable[[], None],
-        *,
-        is_new: bool = True,
-        due: float | None = None,
-    ) -> None:
-        """Serve what was accepted from this address, or turn it away. Whatever fails is ended,
-        counted and logged.
-
-        ``make_stream`` takes over what was accepted, until when ``end`` ends it. ``turn_away``
-        ends it with a response, None: without one. A connection that is not new has taken the
-        place of one whose handshake is ``due`` at this time.
-        """
-        stream = transport = None
-        try:
-            key = address_key(address) if counts_addresses else None
-            reason = server.reason_to_turn_away(key, is_new=is_new)
-            if reason is not None:
-                turn_away(None if is_secure else _refusal_bytes(reason))
-                return
-            stream = make_stream()
-            handshake = ServerHandshake(
-                limits=limits, subprotocols=options.subprotocols, origins=policy
-            )
-            transport = new_transport(
-                loop,
-                stream,
-                options,
-                handshake,
-                _limited(ws_listener_factory, server, key)
-                if limits_upgrades
-                else ws_listener_factory,
-                logger,
-                is_client_side=False,
-                is_secure=is_secure,
-                server=server,
-            )
-            server.attach(transport, key, due)
-            transport._serve()
-        except BaseException as error:
-            try:
-                end() if stream is None else stream.abort()
-            finally:
-                server.set_up_failed(transport, address, error)
-            if not isinstance(error, Exception):
-                raise
-
-    def on_socket(accepted: socket.socket, address: Any) -> None:
-        if proxies is not None and proxies.trusts(address):
-            await_header(accepted, address)
-        else:
-            serve_socket(accepted, address)
-
-    def serve_socket(
-        accepted: socket.socket,
-        address: Any,
-        noted: dict[str, Any] | None = None,
-        due: float | None = None,
-    ) -> None:
-        def make_stream() -> ByteStream:
-            return socket_stream(
-                loop,
-                accepted,
-                options.ssl,
-                server_side=True,
-                handshake_timeout=options.ssl_handshake_timeout,
-                tcp_quickack=options.tcp_quickack,
-                rx_timestamps=options.rx_timestamps,
-                peername=address,
-                noted=noted,
-            )
-
-        serve(
-            address,
-            make_stream,
-            partial(_turn_away, accepted),
-            accepted.close,
-            is_new=noted is None,
-            due=due,
-        )
-
-    def await_header(accepted: socket.socket, proxy: Any) -> None:
-        def take(sock: socket.socket, header: ProxyHeader, due: float | None) -> None:
-            noted = _noted(header, proxy)
-            serve_socket(sock, noted["peername"], noted, due)
-
-        reason = server.reason_to_turn_away(None)
-        if reason is not None:
-            _turn_away(accepted, None if is_secure else _refusal_bytes(reason))
-            return
-        ProxiedSocket(loop, server, accepted, proxy, take, logger).start()
-
-    def make_protocol() -> asyncio.BaseProtocol:
-        if proxies is not None:
-            return ProxiedProtocol(server, proxies.trusts, turn_away_full, take_transport, logger)
-
-        def on_connected(transport: asyncio.Transport) -> None:
-            serve_transport(stream, transport)
-
-        stream = ForeignStream(loop, on_connected)
-        return stream.protocol
-
-    def turn_away_full(transport: asyncio.Transport) -> bool:
-        reason = server.reason_to_turn_away(None)
-        if reason is not None:
-            _turn_transport_away(transport, None if is_secure else _refusal_bytes(reason))
-        return reason is not None
-
-    def take_transport(
-        transport: asyncio.Transport, header: ProxyHeader | None, rest: bytes, due: float | None
-    ) -> None:
-        noted = None
-        if header is not None:
-            noted = _noted(header, transport.get_extra_info("peername"))
-        serve_transport(ForeignStream(loop), transport, noted, rest, due)
-
-    def serve_transport(
-        stream: ForeignStream,
-        transport: asyncio.Transport,
-        noted: dict[str, Any] | None = None,
-        rest: bytes = b"",
-        due: float | None = None,
-    ) -> None:
-        def make_stream() -> ByteStream:
-            if proxies is not None:
-                stream.attach(transport)
-                if noted is not None:
-                    stream.note_extra_info(noted)
-                if rest:
-                    stream.push(rest)
-            accepted = stream.get_extra_info("socket")
-            if options.keep_alive and accepted is not None:
-                # The peer may be gone already, which some systems report here.
-                with contextlib.suppress(OSError):
-                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return with_tls(
-                stream,
-                options.ssl,
-                server_side=True,
-                handshake_timeout=options.ssl_handshake_timeout,
-            )
-
-        serve(
-            transport.get_extra_info("peername") if noted is None else noted["peername"],
-            make_stream,
-            partial(_turn_transport_away, transport),
-            transport.abort,
-            is_new=noted is None,
-            due=due,
-        )
-
+    admission = Admission(loop, ws_listener_factory, options, logger)
     acceptor = None
     if uses_loop_transport(loop, options.use_loop_transport):
-        acceptor = LoopAcceptor(loop, sockets, make_protocol, backlog=options.backlog)
-    server = Server(
+        acceptor = LoopAcceptor(loop, sockets, admission.make_protocol, backlog=options.backlog)
+    server = admission.server = Server(
         loop,
         sockets,
-        on_socket,
+        admission.on_socket,
         acceptor=acceptor,
         backlog=options.backlog,
         keep_alive=bool(options.keep_alive),
@@ -361,51 +164,3 @@ async def ws_create_server(
             server.close()
             raise
     return server
-
-
-def _limited(
-    factory: ServerListenerFactory, server: Server, key: str | None
-) -> ServerListenerFactory:
-    """The factory, behind the limits on WebSocket connections; plain HTTP passes."""
-
-    def limited(
-        request: WSUpgradeRequest,
-    ) -> WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None:
-        reason = server.reason_to_refuse(key) if request.is_upgrade else None
-        if reason is not None:
-            raise _refusal(reason)
-        return factory(request)
-
-    return limited
-
-
-def _refusal(reason: str) -> HandshakeRefusedError:
-    status, text = _REFUSALS[reason]
-    return HandshakeRefusedError(status, text, reason)
-
-
-def _refusal_bytes(reason: str) -> bytes:
-    return ServerHandshake().reject(_refusal(reason)).to_bytes()
-
-
-def _noted(header: ProxyHeader, proxy: Any) -> dict[str, Any]:
-    """What get_extra_info() says of a connection that came by a proxy."""
-    source = proxy if header.source is None else header.source
-    return {"peername": source, "proxy_peername": proxy}
-
-
-def _turn_transport_away(transport: asyncio.Transport, response: bytes | None) -> None:
-    if response is not None:
-        transport.write(response)
-    transport.close()
-
-
-def _turn_away(accepted: socket.socket, response: bytes | None) -> None:
-    """End a connection before its request was read; say why, if that costs no waiting."""
-    with accepted, contextlib.suppress(OSError):
-        if response is not None:
-            # A socket with something unread is closed by a reset, which may destroy the response.
-            with contextlib.suppress(BlockingIOError):
-                accepted.recv(16 * 1024)
-            accepted.send(response)
-            accepted.shutdown(socket.SHUT_WR)

@@ -65,7 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"codec", "states", "handshake", "connections", "listening", "traffic"},
     "proxied": {"connections", "handshake", "proxy_protocol", "serving", "states"},
     "client": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
-    "server": {"proxied", "proxy_protocol", "core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
+    "admission": {"proxied", "proxy_protocol", "core", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
+    "server": {"admission", "core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     # Beside them: an event loop that calls streams in C.
     "loop": {"loop.selector"},
     "loop.selector": {"net", "net.stream", "net.poller"},

@@ -16,8 +16,9 @@ from unittest import mock
 import pytest
 
 import picows_fast
-from picows_fast import WSMsgType, client, server
+from picows_fast import WSMsgType, admission, client
 from picows_fast.net import open as net_open
+from picows_fast.serving import Server
 
 from .peers import TIMEOUT, connect_socket, listening_socket
 from .support import Echo, Recorder, open_sockets
@@ -159,17 +160,17 @@ async def test_an_accepted_connection_whose_set_up_fails(
         return served[-1]
 
     faults: list[tuple[str, Fault]] = [
-        ("address_key", failing(server, "address_key")),
-        ("limits", failing(server.Server, "reason_to_turn_away")),
-        ("ServerHandshake", failing(server, "ServerHandshake")),
-        ("new_transport", failing(server, "new_transport")),
-        ("new_transport, made", failing(server, "new_transport", when_done=True)),
-        ("attach", failing(server.Server, "attach")),
-        ("attached", failing(server.Server, "attach", when_done=True)),
+        ("address_key", failing(admission, "address_key")),
+        ("limits", failing(Server, "reason_to_turn_away")),
+        ("ServerHandshake", failing(admission, "ServerHandshake")),
+        ("new_transport", failing(admission, "new_transport")),
+        ("new_transport, made", failing(admission, "new_transport", when_done=True)),
+        ("attach", failing(Server, "attach")),
+        ("attached", failing(Server, "attach", when_done=True)),
         *faults_of_streams(loop, server_context, io_options["use_loop_transport"]),
     ]
     if not io_options["use_loop_transport"]:
-        faults.append(("tuning", badly_tuned(server, "socket_stream")))
+        faults.append(("tuning", badly_tuned(admission, "socket_stream")))
     async with await picows_fast.ws_create_server(
         factory,
         "127.0.0.1",

@@ -297,7 +297,7 @@ async def test_a_set_up_that_fails(io_options, monkeypatch, caplog):
         failing(Server, "attach"),
         failing(Server, "attach", when_done=True),
         failing(ProxyHeaderReader, "feed"),
-        failing(picows_fast.server, "new_transport"),
+        failing(picows_fast.admission, "new_transport"),
     ]
     if not io_options["use_loop_transport"]:
         faults.append(failing(loop, "add_reader"))

@@ -32,6 +32,7 @@ COVERED_BY = {
     "logs": "test_logging",
     "describe": "test_logging",
     "traffic": "test_stats",
+    "admission": "test_server",
     # The streams do the same, whatever is below them, and go through the same tests.
     "net/foreign": "test_streams",
     "net/stream": "test_streams",

@@ -104,6 +104,7 @@ cdef class ForeignStream(ByteStream):
         bint transport_paused   # pause_writing() has come: more than `mark` bytes wait in the transport
         Py_ssize_t mark         # both of the transport's watermarks; -1: not set yet
         bint look_scheduled
+        bint giving             # transport.write() runs
 
     def __cinit__(self, loop, on_connected=None):
         self.loop = loop
@@ -338,9 +339,11 @@ cdef class ForeignStream(ByteStream):
     cdef int writev(self, const uint8_t *head, Py_ssize_t head_size,
                     const uint8_t *body, Py_ssize_t body_size) except -1:
         cdef bytes joined
-        if self.closing or self.write_failed or self._has_failed():
+        if self.closing or self.write_failed:
             return 0
-        if self.transport is None or self.corks or self.coalescing or self.backlog_end or self.in_unit:
+        if self.transport is None or self.corks or self.coalescing or self.backlog_end or self.in_unit or (
+            self.giving
+        ):
             self.append_backlog(head, head_size, body, body_size)
             if not (self.corks or self.in_unit or self.closed) and self.transport is not None:
                 self.schedule_flush()
@@ -350,31 +353,50 @@ cdef class ForeignStream(ByteStream):
         memcpy(PyBytes_AS_STRING(joined), head, <size_t> head_size)
         if body_size:
             memcpy(PyBytes_AS_STRING(joined) + head_size, body, <size_t> body_size)
-        self.transport.write(joined)
+        # From here on Python code runs, which may change what was to be sent.
+        return 0 if self._has_failed() else self._give(joined)
+
+    cdef int _give(self, bytes data) except -1:
+        # No loop's transport bears a second write() in the midst of one: the backlog keeps what is written meanwhile.
+        self.giving = True
+        try:
+            self.transport.write(data)
+        except BaseException as error:
+            # Nobody knows how much of it was sent, so nothing may follow.
+            self.giving = False
+            self._fail(error)
+            if not isinstance(error, MemoryError):
+                raise
+        finally:
+            self.giving = False
         return 0
 
+    cdef int _fail(self, error) except -1:
+        self.backlog_start = self.backlog_end = 0
+        self.report_end(StreamEnd.FAILED, error)
+        return self.drop()
+
     cdef bint _has_failed(self) except -1:
-        """Whether the transport ends by itself, which connection_lost() tells some turns later. asyncio's logs a warning of
-        each write from then on."""
+        """Whether the transport ends by itself, which connection_lost() tells some turns later. asyncio's logs a warning
+        of each write from then on."""
         if self.lost or (self.transport is not None and not self.closing and self.transport.is_closing()):
             self.write_failed = True
         return self.write_failed
 
     cdef int out_of_memory(self) except -1:
-        self.backlog_start = self.backlog_end = 0
-        self.report_end(StreamEnd.FAILED, MemoryError("no memory for what was to be sent"))
-        self.drop()
-        return 0
+        return self._fail(MemoryError("no memory for what was to be sent"))
 
     cdef int flush(self) except -1:
-        cdef Py_ssize_t size = self.backlog_end - self.backlog_start
         cdef bytes joined
-        if size and self.transport is not None and not self._has_failed():
-            joined = PyBytes_FromStringAndSize(<char*> self.backlog + self.backlog_start, size)
-            self.backlog_start = self.backlog_end = 0
-            self.transport.write(joined)
-            if (self.writing_paused or self.drain_wanted) and not self.transport_paused:
-                self.loop.call_soon(self._resume_turn)
+        if self.backlog_end == 0 or self.transport is None or self.giving or self._has_failed():
+            return 0
+        joined = PyBytes_FromStringAndSize(
+            <char*> self.backlog + self.backlog_start, self.backlog_end - self.backlog_start
+        )
+        self.backlog_start = self.backlog_end = 0
+        self._give(joined)
+        if (self.writing_paused or self.drain_wanted) and not self.transport_paused:
+            self.loop.call_soon(self._resume_turn)
         return 0
 
     cdef int check_high_watermark(self) except -1:
@@ -406,6 +428,17 @@ cdef class ForeignStream(ByteStream):
         self.closing = True
         self.pending = None
         self.pending_start = self.pending_end = 0
+        if self.giving:
+            self.loop.call_soon(self._end_turn)
+            return 0
+        return self._end_transport()
+
+    def _end_turn(self):
+        if not self.closed:
+            self.flush()
+            self._end_transport()
+
+    cdef int _end_transport(self) except -1:
         if self.lost or self.transport is None:
             self.finish()
             return 0
@@ -431,7 +464,10 @@ cdef class ForeignStream(ByteStream):
         if not self.closed:
             self.backlog_lost += self.backlog_size() - (self.backlog_end - self.backlog_start)
             if self.transport is not None and not self.lost:
-                self.transport.abort()
+                if self.giving:
+                    self.loop.call_soon(self.transport.abort)
+                else:
+                    self.transport.abort()
             ByteStream.finish(self)
         return 0
 
@@ -440,8 +476,8 @@ cdef class ForeignStream(ByteStream):
         self._set_transport_limits()
 
     cdef int _set_transport_limits(self) except -1:
-        """Have the transport tell when its buffer shrinks to what is waited for. It tells of its low watermark only if it
-        was above the high one, so they are the same; how much waits in all is compared with ours here."""
+        """Have the transport tell when its buffer shrinks to what is waited for. It tells of its low watermark only if
+        it was above the high one, so they are the same; how much waits in all is compared with ours here."""
         cdef Py_ssize_t mark = 0 if self.drain_wanted and not self.writing_paused else self.low_watermark
         if mark != self.mark and self.transport is not None and not self.lost:
             self.mark = mark

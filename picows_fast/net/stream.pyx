@@ -506,7 +506,10 @@ cdef class ByteStream(StreamHandler):
     cdef int schedule_flush(self) except -1:
         if not self.flush_scheduled:
             self.flush_scheduled = True
-            self.loop.call_soon(self._flush_turn)
+            try:
+                self.loop.call_soon(self._flush_turn)
+            except MemoryError:
+                self._flush_turn()      # now, rather than never
         return 0
 
     def _flush_turn(self):

@@ -22,7 +22,9 @@ cdef class TcpStream(ByteStream):
         object peername, sockname   # kept for after the end; None: the system is asked
         object sock_view        # of it, for others; None until somebody asks
         object ended_after      # last_received(), once closed
-        bint reading            # the loop watches the descriptor for reading
+        bint reading            # the loop is to watch the descriptor for reading
+        bint read_watched, write_watched    # it does (add_reader, add_writer)
+        bint watching           # _watch() is at work
         bint tells_left         # `left` can be relied on
         bint left               # the last read may have left something that was there before it
         unsigned long watches   # how often it began to
@@ -38,7 +40,8 @@ cdef class TcpStream(ByteStream):
     cdef int _want_stamps(self) except -1
     cdef int _read_failed(self, int error) except -1
     cdef int _watch(self) except -1
-    cdef int _unwatch(self) except -1
+    cdef int _settle_watches(self, int fd) except -1
+    cdef int _wanted_events(self) noexcept
     cdef int _release(self) except -1
     cdef int _spin(self) except -1
     cdef int _after_read(self) noexcept

@@ -300,10 +300,58 @@ cdef class TcpStream(ByteStream):
         return (POLL_CAME if came else 0) | (POLL_LEFT if self.left else 0)
 
     cdef int _watch(self) except -1:
+        """Have the loop watch the descriptor for what is wanted now."""
+        cdef int fd = self.fd
+        cdef bint failed = False
+        if self.watching:
+            return 0        # code that runs in the midst of a call below wants something else: that call sees to it
+        self.watching = True
+        try:
+            self._settle_watches(fd)
+        except MemoryError:
+            failed = True
+            self.reading = self.writing = False
+            self._settle_watches(fd)
+        finally:
+            self.watching = False
+            if self.closed:
+                self.sock.close()
+        return self.out_of_memory() if failed and not self.closed else 0
+
+    cdef int _wanted_events(self) noexcept:
         cdef int events = POLL_WRITE if self.writing else 0
         if self.reading:
             events |= POLL_READ | POLL_EDGE if self.tells_left else POLL_READ
-        return self.poller.watch(self, self.fd, events, self.busy_poll)
+        return events
+
+    cdef int _settle_watches(self, int fd) except -1:
+        cdef _Watch watch
+        cdef int events
+        if self.poller is not None:
+            while True:
+                events = self._wanted_events()
+                self.poller.watch(self, fd, events, self.busy_poll if events else 0)
+                if events == self._wanted_events():
+                    return 0
+        while True:
+            if self.reading and not self.read_watched:
+                self.watches += 1
+                watch = _Watch.__new__(_Watch)
+                watch.stream = self
+                watch.number = self.watches
+                self.loop.add_reader(fd, watch.ready)
+                self.read_watched = True
+            elif self.read_watched and not self.reading:
+                self.loop.remove_reader(fd)
+                self.read_watched = False
+            elif self.writing and not self.write_watched:
+                self.loop.add_writer(fd, self._on_writable)
+                self.write_watched = True
+            elif self.write_watched and not self.writing:
+                self.loop.remove_writer(fd)
+                self.write_watched = False
+            else:
+                return 0
 
     cdef bint _read_once(self) except -1:
         """One system call. Returns whether bytes came."""
@@ -391,16 +439,9 @@ cdef class TcpStream(ByteStream):
         self.start_reading()
 
     cdef int start_reading(self) except -1:
-        cdef _Watch watch
         if not self.reading and not self.closed and not self.end_seen:
             self.reading = True
-            if self.poller is not None:
-                return self._watch()
-            self.watches += 1
-            watch = _Watch.__new__(_Watch)
-            watch.stream = self
-            watch.number = self.watches
-            self.loop.add_reader(self.fd, watch.ready)
+            return self._watch()
         return 0
 
     cdef int _watch_dropped(self, unsigned long number) except -1:
@@ -425,9 +466,7 @@ cdef class TcpStream(ByteStream):
     cdef int _stop_reading(self) except -1:
         if self.reading:
             self.reading = False
-            if self.poller is not None:
-                return self._watch()
-            self.loop.remove_reader(self.fd)
+            return self._watch()
         return 0
 
     cdef int pause(self) except -1:
@@ -555,8 +594,12 @@ cdef class TcpStream(ByteStream):
         self._stop_writing()
         self.backlog_lost += self.backlog_end - self.backlog_start
         self.backlog_sent(self.backlog_end - self.backlog_start)
-        if not self.closed:
+        if self.closed:
+            return 0
+        try:
             self.loop.call_soon(self._after_send_failed)
+        except MemoryError:
+            return self.finish() if self.closing else self._read_failed(error)
         return 0
 
     def _after_send_failed(self):
@@ -572,17 +615,13 @@ cdef class TcpStream(ByteStream):
     cdef int _start_writing(self) except -1:
         if not self.writing:
             self.writing = True
-            if self.poller is not None:
-                return self._watch()
-            self.loop.add_writer(self.fd, self._on_writable)
+            return self._watch()
         return 0
 
     cdef int _stop_writing(self) except -1:
         if self.writing:
             self.writing = False
-            if self.poller is not None:
-                return self._watch()
-            self.loop.remove_writer(self.fd)
+            return self._watch()
         return 0
 
     # --- end
@@ -634,27 +673,15 @@ cdef class TcpStream(ByteStream):
 
     cdef int _release(self) except -1:
         try:
-            self._unwatch()
+            self.reading = self.writing = False
+            self._watch()
         finally:
             self.fd = -1
             try:
-                self.sock.close()
+                if not self.watching:   # else _watch() closes it
+                    self.sock.close()
             finally:
                 ByteStream.finish(self)
-        return 0
-
-    cdef int _unwatch(self) except -1:
-        cdef bint reading = self.reading
-        cdef bint writing = self.writing
-        self.reading = self.writing = False
-        if self.poller is not None:
-            return self.poller.watch(self, self.fd, 0, 0)
-        try:
-            if reading:
-                self.loop.remove_reader(self.fd)
-        finally:
-            if writing:
-                self.loop.remove_writer(self.fd)
         return 0
 
     def has_unread(self):

@@ -246,7 +246,8 @@ async def _connect_once(
         unix_path=options.unix_path,
         progress=progress,
     )
-    progress.enter("tls" if url.is_secure else "upgrade", url)
+    progress.url = url
+    progress.phase = "tls" if url.is_secure else "upgrade"
     stream = transport = None
     try:
         tune_socket(
@@ -258,13 +259,16 @@ async def _connect_once(
             so_incoming_cpu=options.so_incoming_cpu,
             rx_timestamps=options.rx_timestamps,
         )
-        context = (options.ssl_context or default_ssl_context()) if url.is_secure else None
+        context = server_name = None
+        if url.is_secure:
+            context = options.ssl_context or default_ssl_context()
+            server_name = tls_server_name(options.server_hostname or url.host)
         stream = await open_stream(
             loop,
             connection,
             use_loop_transport=options.use_loop_transport,
             context=context,
-            server_hostname=tls_server_name(options.server_hostname or url.host),
+            server_hostname=server_name,
             session=options.ssl_session,
             handshake_timeout=options.ssl_handshake_timeout,
             busy_poll=options.busy_poll,
@@ -287,7 +291,7 @@ async def _connect_once(
     except BaseException as error:
         if transport is not None:
             if url.is_secure and transport._has_tls():
-                progress.enter("upgrade", url)
+                progress.phase = "upgrade"
             if isinstance(error, OSError) and (
                 # Neither the peer's word nor the factory's error.
                 transport.disconnect_cause not in (None, WSDisconnectCause.HANDSHAKE_FAILED)

@@ -79,24 +79,20 @@ _PHASES: Final = {
 class Progress:
     """How far an attempt to connect has come.
 
-    ``phase``: "resolving", "connecting", "proxy", "tls" or "upgrade". ``host``, ``port``: what that
+    ``phase``: "resolving", "connecting", "proxy", "tls" or "upgrade". ``url``: of the host that the
     step concerns: the target, or its proxy.
     """
 
-    __slots__ = ("host", "phase", "port")
+    __slots__ = ("phase", "url")
 
     def __init__(self, url: WSParsedURL) -> None:
-        self.enter("resolving", url)
+        self.phase = "resolving"
+        self.url = url
 
     def __str__(self) -> str:
-        place = self.host if self.phase == "resolving" else _authority(self.host, self.port)
+        host = self.url.host
+        place = host if self.phase == "resolving" else _authority(host, self.url.port)
         return _PHASES[self.phase].format(place)
-
-    def enter(self, phase: str, url: WSParsedURL) -> None:
-        """Begin a step that concerns this URL's host."""
-        self.phase = phase
-        self.host = url.host
-        self.port = url.port
 
     def mark(self, error: BaseException) -> None:
         """Set the attributes ``phase``, ``host`` and ``port`` of an error that ended the attempt.
@@ -105,7 +101,7 @@ class Progress:
         """
         if isinstance(error, (WSError, OSError, asyncio.TimeoutError)):
             marked: Any = error
-            marked.phase, marked.host, marked.port = self.phase, self.host, self.port
+            marked.phase, marked.host, marked.port = self.phase, self.url.host, self.url.port
 
 
 def add_place(error: OSError, place: object) -> None:
@@ -209,8 +205,8 @@ async def open_connection(
     first_hop = url if proxy_url is None else proxy_url
     if progress is None:
         progress = Progress(first_hop)
-
-    progress.enter("connecting", first_hop)
+    progress.url = first_hop
+    progress.phase = "connecting"
     if sock is None and socket_factory is not None:
         sock = await _make_socket(socket_factory, first_hop)
     if sock is not None:
@@ -237,7 +233,7 @@ async def open_connection(
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy_url is None:
             return sock
-        progress.enter("proxy", proxy_url)
+        progress.phase = "proxy"
         if not proxy_url.is_secure:
             await _open_tunnel(_SocketStream(loop, sock, proxy_url), proxy_url, url)
             return sock
@@ -294,7 +290,7 @@ async def _prepare_given_socket(
         if _is_connected(sock):
             return
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            progress.enter("resolving", first_hop)
+            progress.phase = "resolving"
             infos = await _resolve(
                 loop,
                 first_hop.host,
@@ -312,7 +308,7 @@ async def _prepare_given_socket(
             )
         else:
             address, place = os.fspath(unix_path), repr(os.fspath(unix_path))
-        progress.enter("connecting", first_hop)
+        progress.phase = "connecting"
         try:
             await _Connector(loop).sock_connect(sock, address)
         except OSError as exc:
@@ -401,12 +397,12 @@ async def _connect_tcp(
     interleave: int | None,
 ) -> socket.socket:
     host, port = first_hop.host, first_hop.port
-    progress.enter("resolving", first_hop)
+    progress.phase = "resolving"
     infos = await _resolve(loop, host, port, family=family, proto=proto, flags=flags)
     local_infos = None
     if local_addr is not None:
         local_infos = await _resolve(loop, *local_addr[:2], family=family, proto=proto, flags=flags)
-    progress.enter("connecting", first_hop)
+    progress.phase = "connecting"
     try:
         return await aiohappyeyeballs.start_connection(
             cast("Any", infos),

@@ -301,39 +301,44 @@ def _request_headers(
     user_agent: str | None,
 ) -> CIMultiDict[str]:
     extra = CIMultiDict(extra_headers)
-    for name in extra:
-        if name.lower() in _OWNED_REQUEST_HEADERS:
-            raise ValueError(f"extra_headers has {name}, which the handshake sets itself")
-    hosts = extra.popall("Host", [url.host_header])
-    if len(hosts) > 1:
-        raise ValueError("extra_headers has more than one Host")
-    try:
-        parse_extensions(extra.getall("Sec-WebSocket-Extensions", ()))
-    except ValueError as error:
-        raise ValueError(f"extra_headers has Sec-WebSocket-Extensions, {error}") from None
-
-    headers = CIMultiDict(
-        {
-            "Host": hosts[0],
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Key": key,
-            "Sec-WebSocket-Version": _WEBSOCKET_VERSION,
-        }
-    )
+    host = _check_extra_headers(extra) if extra_headers else None
+    fields = {
+        "Host": url.host_header if host is None else host,
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": key,
+        "Sec-WebSocket-Version": _WEBSOCKET_VERSION,
+    }
+    if user_agent is not None and not (extra_headers and "User-Agent" in extra):
+        # The default needs no check.
+        if user_agent is not USER_AGENT:
+            user_agent = checked_headers([("User-Agent", user_agent)])[0][1]
+        fields["User-Agent"] = user_agent
+    headers = CIMultiDict(fields)
     offered = checked_subprotocols(subprotocols)
     if offered:
         headers["Sec-WebSocket-Protocol"] = ", ".join(offered)
     if send_credentials and url.user_info is not None and "Authorization" not in extra:
         credentials = ":".join(url.user_info).encode("utf-8")
         headers["Authorization"] = "Basic " + base64.b64encode(credentials).decode("ascii")
-    if user_agent is not None and "User-Agent" not in extra:
-        # The default needs no check.
-        if user_agent is not USER_AGENT:
-            user_agent = checked_headers([("User-Agent", user_agent)])[0][1]
-        headers["User-Agent"] = user_agent
-    headers.extend(extra)
+    if extra_headers:
+        headers.extend(extra)
     return headers
+
+
+def _check_extra_headers(extra: CIMultiDict[str]) -> str | None:
+    """Take Host out of what a user adds; return it. Raises ValueError for what does not belong."""
+    for name in extra:
+        if name.lower() in _OWNED_REQUEST_HEADERS:
+            raise ValueError(f"extra_headers has {name}, which the handshake sets itself")
+    hosts = extra.popall("Host", [None])
+    if len(hosts) > 1:
+        raise ValueError("extra_headers has more than one Host")
+    try:
+        parse_extensions(extra.getall("Sec-WebSocket-Extensions", ()))
+    except ValueError as error:
+        raise ValueError(f"extra_headers has Sec-WebSocket-Extensions, {error}") from None
+    return hosts[0]
 
 
 class HandshakeRefusedError(Exception):

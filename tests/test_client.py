@@ -50,6 +50,7 @@ from .support import (
     read_frame,
     read_head,
     serving,
+    until,
 )
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -1267,21 +1268,41 @@ async def test_errors_of_the_callers_own_are_left_as_they_are(kind):
     assert str(own) == "[Errno 5] mine"
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["ws", "wss"])
-async def test_cancelled_at_every_turn(tls, server_tls, client_tls, io_options):
+@pytest.mark.parametrize("way", ["ws", "wss", "sock", "factory", "http", "https"])
+async def test_cancelled_at_every_turn(way, server_tls, client_tls, io_options):
     """Whenever it is cancelled, nothing stays open here and the server is told."""
-    listeners = []
+    listeners, sockets = [], []
 
     def accept(request):
         listeners.append(Echo())
         return listeners[-1]
 
-    async with serving(accept, tls=server_tls if tls else None, **io_options) as url:
+    async def connected_socket(url=None):
+        sockets.append(socket.socket())
+        sockets[-1].setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sockets[-1], server)
+            await asyncio.sleep(0)
+        except BaseException:
+            sockets[-1].close()
+            raise
+        return sockets[-1]
+
+    async with (
+        serving(accept, tls=server_tls if way == "wss" else None, **io_options) as url,
+        Proxy("http", ssl_context=server_tls if way == "https" else None) as proxy,
+    ):
+        server = address(url)
+        options = dict(io_options, ssl_context=client_tls, proxy_ssl_context=client_tls)
+        if way in ("http", "https"):
+            options["proxy"] = proxy.url()
         for turns in range(60):
-            task = asyncio.create_task(
-                ws_connect(Recorder, url, ssl_context=client_tls, **io_options)
-            )
-            for _ in range(turns):
+            if way == "sock":
+                options["sock"] = await connected_socket()
+            elif way == "factory":
+                options["socket_factory"] = connected_socket
+            task = asyncio.create_task(ws_connect(Recorder, url, **options))
+            for _ in range(turns + (way == "sock")):  # a task that never ran takes nothing
                 await asyncio.sleep(0)
             task.cancel()
             (result,) = await asyncio.gather(task, return_exceptions=True)
@@ -1289,6 +1310,38 @@ async def test_cancelled_at_every_turn(tls, server_tls, client_tls, io_options):
                 result[0].disconnect(graceful=False)
         for listener in listeners:
             await listener.closed()
+        await until(lambda: all(sock.fileno() == -1 for sock in sockets))
+
+
+@pytest.mark.parametrize(
+    ("options", "error_type"),
+    [
+        ({"extra_headers": {"Upgrade": "x"}}, ValueError),
+        ({"proxy": "ftp://x"}, ValueError),
+        ({"proxy": "https://127.0.0.1"}, asyncio.TimeoutError),
+        ({"server_hostname": "x" * 300}, (ValueError, OSError)),
+        ({"ssl_handshake_timeout": 0.05}, TimeoutError),
+        ({}, asyncio.TimeoutError),
+    ],
+    ids=["header", "proxy", "silent proxy", "name", "TLS", "deadline"],
+)
+async def test_a_given_socket_is_closed_whatever_fails(options, error_type, client_tls, io_options):
+    async def silent(reader, writer):
+        await reader.read()
+
+    async with raw_server(silent, upgrade=False) as url:
+        sock = await connect_socket(address(url))
+        with pytest.raises(error_type):
+            await ws_connect(
+                Recorder,
+                url.replace("ws:", "wss:"),
+                sock=sock,
+                ssl_context=client_tls,
+                websocket_handshake_timeout=0.2,
+                **options,
+                **io_options,
+            )
+        await until(lambda: sock.fileno() == -1)
 
 
 async def test_nobody_listens(io_options):

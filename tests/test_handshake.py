@@ -134,8 +134,8 @@ def test_request_on_the_wire():
     assert handshake.request_bytes() == (
         b"GET /chat?a=b HTTP/1.1\r\nHost: example.com:8443\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Key: " + KEY.encode() + b"\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: one, two\r\n"
-        b"User-Agent: " + USER_AGENT.encode() + b"\r\nX-A: 1\r\nx-a: 2\r\n\r\n"
+        b"Sec-WebSocket-Version: 13\r\nUser-Agent: " + USER_AGENT.encode() + b"\r\n"
+        b"Sec-WebSocket-Protocol: one, two\r\nX-A: 1\r\nx-a: 2\r\n\r\n"
     )
     assert handshake.request.path == b"/chat?a=b"
     assert handshake.request.subprotocols == ["one", "two"]

@@ -25,11 +25,14 @@ from picows_fast import (
     WSCloseHandshake,
     WSCloseInfo,
     WSDisconnectCause,
+    WSError,
     WSFrame,
+    WSInvalidStatusError,
     WSListener,
     WSMsgType,
     WSParsedURL,
     WSPeerProtocolError,
+    WSProxyError,
     WSState,
     WSTransport,
     WSUpgradeRequest,
@@ -155,6 +158,27 @@ async def clients(context: ssl.SSLContext, connected: socket.socket) -> None:
     await ws_connect(WithArguments, "ws://localhost/")  # type: ignore[arg-type]
     await ws_connect(Everything(), "ws://localhost/")  # type: ignore[arg-type]
     await ws_connect(Everything, "ws://localhost/", close_timeout="1")  # type: ignore[arg-type]
+
+
+async def failures() -> None:
+    try:
+        await ws_connect(
+            WSListener,
+            "ws://127.0.0.1/",
+            redirect_keeps=["X-Region", "ssl_context"],
+            user_agent=None,
+            max_head_size=32 * 1024,
+            max_header_count=200,
+            max_refusal_size=1024,
+        )
+    except WSProxyError as error:
+        assert_type(error.error_code, int | None)
+    except WSInvalidStatusError as error:
+        assert_type(error.retry_after, float | None)
+    except WSError as error:
+        assert_type(error.phase, str | None)
+        assert_type(error.host, str | None)
+        assert_type(error.port, int | None)
 
 
 async def servers() -> None:

@@ -108,6 +108,26 @@ def direct_fails() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def watched_already(loop: Any) -> Iterator[None]:
+    """Have the loop refuse to watch the next stream, as it watches the descriptor already."""
+    numbers: list[int] = []
+
+    def fake(loop: Any, stream: Any, *args: Any, **kwargs: Any) -> Any:
+        if not numbers:
+            numbers.append(stream.get_extra_info("socket").fileno())
+            loop.add_reader(numbers[0], pytest.fail)
+            loop.call_soon(loop.remove_reader, numbers[0])
+        return real(loop, stream, *args, **kwargs)
+
+    real = client.new_transport
+    with (
+        mock.patch.object(admission, "new_transport", fake),
+        mock.patch.object(client, "new_transport", fake),
+    ):
+        yield
+
+
 def faults_of_streams(loop: Any, context: ssl.SSLContext | None, use_loop_transport: bool) -> Any:
     """The steps between a socket and its stream, by name."""
     if context is not None:
@@ -123,7 +143,9 @@ def faults_of_streams(loop: Any, context: ssl.SSLContext | None, use_loop_transp
         for name in ("TcpStream", "TlsStream"):
             yield name, functools.partial(indirect, failing(net_open, name))
         yield "DirectTlsStream", direct_fails
-    if not type(loop).__module__.startswith("picows_fast"):
+    if type(loop).__module__.startswith("picows_fast"):
+        yield "watching", functools.partial(watched_already, loop)
+    else:
         yield "watching", failing(loop, "add_reader")
 
 
@@ -246,7 +268,7 @@ async def test_a_client_whose_set_up_fails(server_context, authority, io_options
             before = open_sockets()
             # Connected already, as connecting watches it, too.
             with fault(), await connect_socket(listening.getsockname()) as sock:
-                with pytest.raises((FailedError, TypeError)):
+                with pytest.raises((FailedError, TypeError, FileExistsError)):
                     await picows_fast.ws_connect(
                         Recorder, url, sock=sock, ssl_context=context, **io_options
                     )

@@ -115,7 +115,9 @@ async def test_whom_the_connection_is_for(name, contexts, io_options):
 
 
 @pytest.mark.parametrize("data", [V1, v2(0x21, 0x11, IPV4 + TLV)], ids=["v1", "v2"])
-async def test_a_header_byte_by_byte(data, contexts, io_options):
+async def test_a_header_byte_by_byte(data, contexts, io_options, caplog):
+    """Log lines name the client."""
+    caplog.set_level(logging.INFO, "picows_fast")
     async with proxied(contexts, **io_options) as running:
         with contextlib.closing(await running.connect()) as peer:
             await drip(peer, data)
@@ -123,6 +125,8 @@ async def test_a_header_byte_by_byte(data, contexts, io_options):
             (listener,) = running.served
             assert listener.transport.underlying_transport.get_extra_info("peername") == CLIENT
         await listener.closed()
+    assert caplog.records
+    assert all("192.0.2.7:4660" in record.getMessage() for record in caplog.records)
 
 
 async def test_long_extensions(contexts, io_options):

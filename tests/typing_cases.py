@@ -214,6 +214,7 @@ async def servers() -> None:
         await ws_create_server(
             factory, ["127.0.0.1", "::1"], 0, origins=[None, "https://a.example"]
         )
+    await ws_create_server(http, "127.0.0.1", 0, proxy_protocol=("10.0.0.0/8", "unix"))
     await ws_create_server(lambda request: Everything(), unix_path="/run/feed.sock")
     async with server:
         await server.shutdown(code=WSCloseCode.GOING_AWAY, reason="bye", timeout=1, spread=0.5)

@@ -24,14 +24,15 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, Final, cast
 
 import aiohappyeyeballs
 
 from .exceptions import WSError, WSInvalidURL, WSProxyError
 from .http_messages import USER_AGENT
+from .net.overdue import Overdue
 from .url import WSParsedURL, parse_url, tls_server_name
 
 if sys.version_info >= (3, 11):
@@ -58,6 +59,9 @@ _MAX_PROXY_HEAD: Final = 16 * 1024  # bytes, interim responses included
 # Of a proxy's response only this line is read, and so only this has to be well-formed.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([^\r\n]*))?\r\n")
 _INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
+
+# Turns of the loop between a read and the caller's going on.
+_TURNS_TO_CONNECT: Final = 5
 
 # python-socks ends every tunnel after 60 s unless it is told a time; deadlines are the caller's.
 _ONE_YEAR: Final = 365 * 86400.0
@@ -114,18 +118,44 @@ def add_place(error: OSError, place: object) -> None:
         error.args = (text,)
 
 
-def deadline(
-    loop: asyncio.AbstractEventLoop, seconds: float | None
-) -> AbstractAsyncContextManager[Any]:
-    """Return a context manager that cancels its body after ``seconds``; None: never.
+class deadline:  # noqa: N801 - used as a function
+    """A context manager that cancels its body after ``seconds``; None: never.
 
-    The body's end is then seen as ``asyncio.TimeoutError``, which is ``TimeoutError`` from
-    Python 3.11 on.
+    What has arrived by then is read first, and may be what the body waits for. The body's end is
+    seen as ``asyncio.TimeoutError``, which is ``TimeoutError`` from Python 3.11 on.
     """
-    timeout: AbstractAsyncContextManager[Any] = timeout_at(
-        None if seconds is None else loop.time() + seconds
-    )
-    return timeout
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float | None) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._timeout: Any = timeout_at(None)
+        self._handle: asyncio.TimerHandle | Overdue | None = None
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        if self._seconds is not None:
+            self._handle = self._loop.call_later(self._seconds, self._on_timer)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        ended: bool | None = await self._timeout.__aexit__(exc_type, exc, traceback)
+        return ended
+
+    def _on_timer(self) -> None:
+        self._handle = Overdue(self._loop, None, self._end, turns=_TURNS_TO_CONNECT)
+
+    def _end(self) -> None:
+        self._handle = None
+        # The second is its name in async_timeout, for Python 3.10.
+        reschedule = getattr(self._timeout, "reschedule", None) or self._timeout.update
+        reschedule(self._loop.time())
 
 
 def parse_proxy_url(proxy: str) -> WSParsedURL:

@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "describe": {"codec", "exceptions", "states", "url"},
     "core": {"wire", "codec", "net", "net.stream", "net.overdue", "keepalive", "describe"}
     | {"exceptions", "states", "http_messages", "stats", "traffic", "callbacks", "sending"},
-    "connecting": {"exceptions", "http_messages", "url"},
+    "connecting": {"exceptions", "http_messages", "url", "net", "net.overdue"},
     "listening": set(),
     "connections": {"states", "stats"},
     "serving": {"codec", "states", "handshake", "connections", "listening", "traffic"},

@@ -11,11 +11,21 @@ import time
 
 import pytest
 
+import picows_fast
 from picows_fast import WSAutoPingStrategy, WSDisconnectCause, WSMsgType, WSState
 from picows_fast.net.overdue import Overdue
 
-from .peers import UPGRADE_REQUEST, check_end
-from .support import Recorder, address, raw_server, read_frame, server_frame, serving, until
+from .peers import UPGRADE_REQUEST, check_end, listening_socket
+from .support import (
+    Recorder,
+    accept_response,
+    address,
+    raw_server,
+    read_frame,
+    server_frame,
+    serving,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -181,6 +191,34 @@ async def test_a_request_that_lies_unread(io_options):
                 answers.append(await asyncio.get_running_loop().sock_recv(sock, 100))
     assert answers[0].startswith(b"HTTP/1.1 101 ")
     assert answers[1].startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_response_that_lies_unread(io_options):
+    """The client is held up when it comes; and one that does not come in time is told."""
+    loop = asyncio.get_running_loop()
+    for answers in (True, False):
+        with listening_socket() as listening:
+            connecting = asyncio.create_task(
+                picows_fast.ws_connect(
+                    Recorder,
+                    f"ws://127.0.0.1:{listening.getsockname()[1]}/",
+                    websocket_handshake_timeout=0.1,
+                    **io_options,
+                )
+            )
+            sock, _ = await loop.sock_accept(listening)
+            with sock:
+                head = await loop.sock_recv(sock, 10_000)
+                if answers:
+                    sock.send(accept_response(head))
+                block(0.2)
+                if not answers:
+                    with pytest.raises(asyncio.TimeoutError):
+                        await connecting
+                    continue
+                transport, _ = await connecting
+                transport.disconnect(graceful=False)
+                await transport.wait_disconnected()
 
 
 STOPPED = """

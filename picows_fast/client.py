@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from .connecting import Progress, add_place, deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
+from .describe import error_text, server_text
 from .exceptions import WSError, WSInvalidStatusError
 from .handshake import ClientHandshake
 from .logs import resolve_logger
@@ -139,9 +141,11 @@ async def ws_connect(
             refusal = None if attempt.handshake is None else attempt.handshake.end_error()
             if isinstance(refusal, WSInvalidStatusError):
                 attempt.progress.mark(refusal)
+                _tell_failure(options, attempt, refusal)
                 raise refusal from error
             error.args = (f"timed out after {websocket_handshake_timeout:g} s {attempt.progress}",)
         attempt.progress.mark(error)
+        _tell_failure(options, attempt, error)
         raise
     finally:
         # The errors' tracebacks refer to this frame.
@@ -157,6 +161,12 @@ class _Attempt:
         self.url = url
         self.progress = Progress(url)
         self.handshake: ClientHandshake | None = None
+
+
+def _tell_failure(options: ClientOptions, attempt: _Attempt, error: Exception) -> None:
+    logger = resolve_logger(options.logger_name, "client")
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s: not connected: %s", server_text(attempt.url), error_text(error))
 
 
 async def _connect(

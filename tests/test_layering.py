@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "picows_fast"
 
 # What each module may import of the package. What is not listed is forbidden, so a new module is
 # put into its place here first.
-BASE = {"exceptions", "states", "keepalive", "options", "logs", "_version"}
+BASE = {"exceptions", "states", "keepalive", "options", "describe", "logs", "_version"}
 HANDSHAKE = {"url", "origins", "subprotocols", "http_messages", "upgrade_request", "handshake"}
 NET = {"net", "net.stream", "net.poller", "net.tcp", "net.tls", "net.direct_tls", "net.foreign"} | {
     "net.overdue",

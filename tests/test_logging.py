@@ -115,6 +115,8 @@ async def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
         ):
             with pytest.raises(picows_fast.WSInvalidStatusError):
                 await picows_fast.ws_connect(Recorder, url + path, extra_headers=headers)
+    for line, status in zip(logged(caplog, "client", logging.INFO), (200, 404, 403), strict=True):
+        assert line.startswith(f"{url.rstrip('/')}: not connected: the server answered {status}")
     answered, refused = logged(caplog, "server", logging.INFO)
     assert answered.endswith("answered with 404")
     assert "refused with 403: " in refused

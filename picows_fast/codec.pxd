@@ -6,7 +6,7 @@
 #
 # No C header is included from here, so that user code needs no include path to cimport it.
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
 
 cpdef enum WSMsgType:
@@ -149,5 +149,8 @@ cdef int check_frame(int opcode, bint fin, Py_ssize_t payload_size) except -1
 cpdef bytes build_close_payload(int code, reason=*)
 
 cdef WSFrame new_frame()
-cdef object peer_error(int error)
+# The exception for a PF_ERR_* code that the parser gave for the frame that begins at data[0]; it says what was seen.
+cdef object frame_error(FrameParser parser, const uint8_t *data, Py_ssize_t size)
+# How many bytes of a text that goes on from `state` (pf_utf8_state) come before the one that makes it no UTF-8.
+cdef Py_ssize_t utf8_error_offset(uint32_t state, const uint8_t *data, Py_ssize_t size) noexcept
 cdef WSCloseInfo close_info(bytes payload)

@@ -26,15 +26,19 @@ from .wire cimport (
     PF_ERR_CLOSE_CODE,
     PF_ERR_CLOSE_PAYLOAD_SHORT,
     PF_ERR_CLOSE_REASON_UTF8,
+    PF_ERR_CONTROL_FRAGMENTED,
+    PF_ERR_CONTROL_TOO_LONG,
     PF_ERR_EXPECTED_CONTINUATION,
     PF_ERR_FRAME_TOO_BIG,
     PF_ERR_MASKED,
+    PF_ERR_RESERVED_OPCODE,
     PF_ERR_RSV_SET,
     PF_ERR_UNEXPECTED_CONTINUATION,
     PF_ERR_UNMASKED,
     PF_FRAME_INCOMPLETE,
     PF_FRAME_OK,
     PF_UTF8_ACCEPT,
+    PF_UTF8_REJECT,
     pf_close_code_valid,
     pf_frame_header,
     pf_frame_header_size,
@@ -422,9 +426,45 @@ cdef enum:
     STORED_KEPT = 64 * 1024
 
 
-cdef object peer_error(int error):
-    """The exception for a PF_ERR_* code."""
-    return WSPeerProtocolError(VIOLATIONS[error][0])
+cdef object frame_error(FrameParser parser, const uint8_t *data, Py_ssize_t size):
+    cdef pf_frame_header head
+    cdef int error = parser.look
+    cdef object opcode = data[0] & 0xF if size else None
+    violation = VIOLATIONS[error][0]
+    if error in (PF_ERR_FRAME_TOO_BIG, PF_ERR_RSV_SET, PF_ERR_CLOSE_CODE, PF_ERR_CLOSE_REASON_UTF8):
+        if pf_read_frame_header(data, <size_t> size, &head) != PF_FRAME_OK:
+            return WSPeerProtocolError(violation)
+    if error == PF_ERR_FRAME_TOO_BIG:
+        limit = parser.max_frame_size
+        return WSPeerProtocolError(
+            violation, f"{head.payload_size} bytes, max_frame_size is {limit}", size=head.payload_size, limit=limit
+        )
+    if error == PF_ERR_RSV_SET:
+        bits = head.rsv & ~parser.allowed_rsv
+        names = " and ".join(name for name, bit in (("RSV1", 4), ("RSV2", 2), ("RSV3", 1)) if bits & bit)
+        return WSPeerProtocolError(violation, names, seen=bits)
+    if error == PF_ERR_CLOSE_CODE:      # take() has unmasked the payload
+        code = (data[head.header_size] << 8) | data[head.header_size + 1]
+        return WSPeerProtocolError(violation, str(code), seen=code)
+    if error == PF_ERR_CLOSE_REASON_UTF8:
+        offset = utf8_error_offset(
+            PF_UTF8_ACCEPT, data + head.header_size + 2, <Py_ssize_t> head.payload_size - 2
+        )
+        return WSPeerProtocolError(violation, f"byte {offset}", offset=offset)
+    if error == PF_ERR_RESERVED_OPCODE:
+        return WSPeerProtocolError(violation, str(opcode), seen=opcode)
+    if error in (PF_ERR_CONTROL_FRAGMENTED, PF_ERR_CONTROL_TOO_LONG, PF_ERR_EXPECTED_CONTINUATION):
+        return WSPeerProtocolError(violation, (<object> _msg_type_objects[opcode]).name, seen=opcode)
+    return WSPeerProtocolError(violation)
+
+
+cdef Py_ssize_t utf8_error_offset(uint32_t state, const uint8_t *data, Py_ssize_t size) noexcept:
+    cdef Py_ssize_t offset
+    for offset in range(size):
+        state = pf_utf8_feed(state, data + offset, 1)
+        if state == PF_UTF8_REJECT:
+            return offset
+    return size
 
 
 @cython.final
@@ -609,7 +649,7 @@ cdef class FrameParser:
                         self.look = PF_FRAME_INCOMPLETE
                     return frame
         if self.look < 0:
-            raise peer_error(self.look)
+            raise frame_error(self, self._stored + self._stored_start, size)
         return None
 
     @property

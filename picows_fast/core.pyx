@@ -29,7 +29,7 @@ from .callbacks cimport (
     how_to_call,
     who_overrides,
 )
-from .codec cimport build_close_payload, close_info, new_frame, peer_error
+from .codec cimport build_close_payload, close_info, frame_error, new_frame
 from .net.stream cimport ByteStream, StreamEnd, StreamRequest
 from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
 from .traffic cimport OPCODES, SharedTraffic, count_frame, traffic_stats
@@ -546,7 +546,7 @@ cdef class WSTransport(FrameSender):
             self._after_close_received()
             return size
         if parser.look < 0 and self.receiving:
-            self._peer_failed(peer_error(parser.look))
+            self._peer_failed(frame_error(parser, data + used, size - used))
             return size
         if self.unfinished_shown >= 0 and self.receiving:
             if used:

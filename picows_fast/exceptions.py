@@ -448,14 +448,32 @@ class WSPeerProtocolError(WSProtocolError):
     """The peer's frames break RFC 6455 or a limit; the connection fails with `code`.
 
     `violation`: the WSViolation, or its error code. `detail`: what was seen, added to the text.
+    What was seen is there as numbers, too, None where it does not apply:
+    `size`, `limit`: of a frame or message in bytes, or of a message in frames, as far as it came.
+    `offset`: bytes of the text before the one that cannot be UTF-8, or where the text ends too
+    early.
+    `seen`: the opcode, close code or reserved bits (RSV1=4, RSV2=2, RSV3=1) that may not be there.
 
     Raises ValueError if `violation` is not one.
     """
 
-    def __init__(self, violation: WSViolation | int, detail: str = "") -> None:
+    def __init__(
+        self,
+        violation: WSViolation | int,
+        detail: str = "",
+        *,
+        size: int | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        seen: int | None = None,
+    ) -> None:
         try:
             entry = VIOLATIONS[violation]
         except KeyError:
             raise ValueError(f"violation must be a WSViolation, got {violation!r}") from None
         super().__init__(entry.close_code, f"{entry.text}: {detail}" if detail else entry.text)
         self.violation = entry.violation
+        self.size = size
+        self.limit = limit
+        self.offset = offset
+        self.seen = seen

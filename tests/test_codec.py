@@ -369,6 +369,50 @@ def test_violation_is_final(kind, is_client, bad, known_at, before, options):
             next(parser)
 
 
+@pytest.mark.parametrize(
+    ("data", "options", "text", "seen"),
+    [
+        (
+            encode(BINARY, bytes(300)),
+            {"max_frame_size": 299},
+            "300 bytes, max_frame_size is 299",
+            {"size": 300, "limit": 299},
+        ),
+        (
+            b"\x82\x7f" + (2**40).to_bytes(8, "big"),
+            {},
+            "1099511627776 bytes, max_frame_size is 10485760",
+            {"size": 2**40, "limit": 10 * 1024 * 1024},
+        ),
+        (encode(3, b""), {}, "3", {"seen": 3}),
+        (encode(PING, b"", False), {}, "PING", {"seen": 9}),
+        (encode(CLOSE, bytes(126)), {}, "CLOSE", {"seen": 8}),
+        (encode(TEXT, b"", True, 7), {"allowed_rsv": 2}, "RSV1 and RSV3", {"seen": 5}),
+        (encode(TEXT, b"", False) + encode(BINARY, b""), {}, "BINARY", {"seen": 2}),
+        (encode(CLOSE, b"\x03\xed"), {}, "1005", {"seen": 1005}),
+        (encode(CLOSE, b"\x03\xe8ab\xffc"), {}, "byte 2", {"offset": 2}),
+        (encode(CLOSE, b"\x03\xe8ab\xc3"), {}, "byte 3", {"offset": 3}),
+        (encode(CLOSE, b"\x03"), {}, None, {}),
+        (encode(CONTINUATION, b""), {}, None, {}),
+    ],
+    ids=str,
+)
+def test_errors_say_what_was_seen(data, options, text, seen):
+    nothing = dict.fromkeys(("size", "limit", "offset", "seen"))
+    for cut in range(min(len(data), 100)):
+        parser = FrameParser(is_client=True, **options)
+        _, error = read(parser, data[:cut], data[cut:])
+        assert {name: getattr(error, name) for name in nothing} == nothing | seen
+        _, separator, said = str(error).rpartition("): ")
+        assert (said if separator else None) == text
+
+
+def test_errors_say_what_was_seen_behind_a_mask():
+    for payload, seen in ((b"\x03\xed", (1005, None)), (b"\x03\xe8abc\xff", (None, 3))):
+        _, error = read(FrameParser(is_client=False), encode(CLOSE, payload, key=KEY))
+        assert (error.seen, error.offset) == seen
+
+
 def test_errors_carry_the_close_code():
     _, error = read(FrameParser(is_client=True), encode(CLOSE, b"\x03\xe8\xff"))
     assert error.code == WSCloseCode.INVALID_TEXT

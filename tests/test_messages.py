@@ -171,10 +171,13 @@ def test_bad_text_fails_with_the_frame_that_has_the_bad_byte(bad):
         assembler = MessageAssembler()
         first, second = frames_of((TEXT, bad[:cut], False), (CONTINUATION, bad[cut:], False))
         assert assembler.add(first) is None
-        with pytest.raises(WSPeerProtocolError) as caught:
-            assembler.add(second)
-        assert caught.value.violation is WSViolation.TEXT_UTF8
-        assert caught.value.code == 1007
+        for _ in range(2):
+            with pytest.raises(WSPeerProtocolError) as caught:
+                assembler.add(second)
+            assert caught.value.violation is WSViolation.TEXT_UTF8
+            assert caught.value.code == 1007
+            assert caught.value.offset == len(bad) - 1
+            assert str(caught.value).endswith(f": byte {len(bad) - 1}")
     assert added(MessageAssembler(), (BINARY, bad, False), (CONTINUATION, bad, True))
 
 
@@ -188,6 +191,22 @@ def test_text_that_ends_inside_a_character(end):
         with pytest.raises(WSPeerProtocolError) as caught:
             added(MessageAssembler(), *specs)
         assert caught.value.violation is WSViolation.TEXT_UTF8
+        assert caught.value.offset == end
+
+
+def test_limits_are_told():
+    assembler = MessageAssembler(max_message_size=10, max_fragments=3)
+    first, second = frames_of((BINARY, bytes(6), False), (CONTINUATION, bytes(7), False))
+    assembler.add(first)
+    with pytest.raises(
+        WSPeerProtocolError, match="13 bytes so far, max_message_size is 10"
+    ) as error:
+        assembler.add(second)
+    assert (error.value.size, error.value.limit) == (13, 10)
+    assembler = MessageAssembler(max_message_size=10, max_fragments=3)
+    with pytest.raises(WSPeerProtocolError, match="max_fragments is 3") as error:
+        added(assembler, (TEXT, b"", False), *[(CONTINUATION, b"", False)] * 3)
+    assert (error.value.size, error.value.limit) == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +502,9 @@ async def test_bad_text_fails_at_once_in_an_unfinished_message(bad, side):
         await peer.send(TEXT, "good")
         await peer.send(TEXT, bad[:-1], fin=False)
         await peer.send(CONTINUATION, bad[-1:], fin=False)
-        assert await peer.read_close() == (1007, "text message is not UTF-8 (RFC 6455 8.1)")
+        offset = len(bad) - 1
+        text = f"text message is not UTF-8 (RFC 6455 8.1): byte {offset}"
+        assert await peer.read_close() == (1007, text)
         peer.close()
         await listener.closed()
         assert transport.disconnect_cause == WSDisconnectCause.PROTOCOL_ERROR
@@ -496,7 +517,9 @@ async def test_bad_text_fails_at_once_in_an_unfinished_frame(bad, side):
         head = peer.frame(TEXT, b"good") + peer.frame(TEXT, b"begun ", fin=False)
         frame = peer.frame(CONTINUATION, bad + b"rest", fin=False)
         await drip(peer, head + frame[: -len(b"rest")], [len(head)])
-        assert await peer.read_close() == (1007, "text message is not UTF-8 (RFC 6455 8.1)")
+        offset = len(b"begun ") + len(bad) - 1
+        text = f"text message is not UTF-8 (RFC 6455 8.1): byte {offset}"
+        assert await peer.read_close() == (1007, text)
     assert listener.messages == [(TEXT, b"good")]
 
 

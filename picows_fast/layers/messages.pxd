@@ -25,6 +25,7 @@ cdef class MessageAssembler:
         uint32_t text_state         # pf_utf8_state behind them
         Py_ssize_t checked_ahead    # bytes of the unfinished frame that went into text_state
         int error                   # PF_ERR_*, once something was wrong
+        Py_ssize_t seen             # the size that was too big, or the offset of what is no text
 
     # The message that this frame completes, None if fragments are missing. A control frame is returned as it is.
     cpdef WSFrame add(self, WSFrame frame)

@@ -12,7 +12,7 @@ from cpython.object cimport PyObject
 from libc.string cimport memcpy
 
 from ..callbacks cimport CALL_NOTHING, CALL_PYTHON, how_to_call
-from ..codec cimport new_frame, peer_error
+from ..codec cimport new_frame, utf8_error_offset
 from ..wire cimport (
     PF_ERR_EXPECTED_CONTINUATION,
     PF_ERR_MESSAGE_TOO_BIG,
@@ -24,6 +24,8 @@ from ..wire cimport (
     PF_UTF8_REJECT,
     pf_utf8_feed,
 )
+
+from ..exceptions import VIOLATIONS, WSPeerProtocolError
 
 cimport cython
 
@@ -129,6 +131,7 @@ cdef class MessageAssembler:
         """Count this frame in; 0, or what is wrong."""
         cdef const uint8_t *payload = <const uint8_t*> frame.payload_ptr
         cdef Py_ssize_t ahead = min(self.checked_ahead, frame.payload_size)
+        cdef uint32_t before
         if self.error:
             return self.error
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
@@ -145,17 +148,22 @@ cdef class MessageAssembler:
         if self.fragments > self.max_fragments:
             return PF_ERR_TOO_MANY_FRAGMENTS
         if frame.payload_size > self.max_message_size - self.size:
+            self.seen = self.size + frame.payload_size
             return PF_ERR_MESSAGE_TOO_BIG
         if self.msg_type == WSMsgType.TEXT:
             self.checked_ahead = 0
-            self.text_state = pf_utf8_feed(self.text_state, payload + ahead, <size_t> (frame.payload_size - ahead))
+            before = self.text_state
+            self.text_state = pf_utf8_feed(before, payload + ahead, <size_t> (frame.payload_size - ahead))
             if self.text_state != PF_UTF8_ACCEPT and (frame.fin or self.text_state == PF_UTF8_REJECT):
+                self.seen = self.size + ahead + utf8_error_offset(before, payload + ahead, frame.payload_size - ahead)
                 return PF_ERR_TEXT_UTF8
         return 0
 
     cdef int check_unfinished(self, int opcode, const uint8_t *data, Py_ssize_t size) except -1:
         cdef int error = self.error
         cdef int msg_type = self.msg_type
+        cdef uint32_t before = self.text_state
+        cdef Py_ssize_t joined = self.size if opcode == WSMsgType.CONTINUATION else 0
         if opcode != WSMsgType.CONTINUATION:
             if msg_type != WSMsgType.CONTINUATION:
                 error = PF_ERR_EXPECTED_CONTINUATION
@@ -163,10 +171,11 @@ cdef class MessageAssembler:
         elif msg_type == WSMsgType.CONTINUATION:
             error = PF_ERR_UNEXPECTED_CONTINUATION
         if not error and msg_type == WSMsgType.TEXT:
-            self.text_state = pf_utf8_feed(self.text_state, data, <size_t> size)
-            self.checked_ahead += size
+            self.text_state = pf_utf8_feed(before, data, <size_t> size)
             if self.text_state == PF_UTF8_REJECT:
+                self.seen = joined + self.checked_ahead + utf8_error_offset(before, data, size)
                 error = PF_ERR_TEXT_UTF8
+            self.checked_ahead += size
         if error:
             raise self._failure(error)
         return 0
@@ -212,7 +221,19 @@ cdef class MessageAssembler:
     cdef object _failure(self, int error):
         self.error = error
         self.joined = None
-        return peer_error(error)
+        violation = VIOLATIONS[error].violation
+        if error == PF_ERR_TEXT_UTF8:
+            return WSPeerProtocolError(violation, f"byte {self.seen}", offset=self.seen)
+        if error == PF_ERR_MESSAGE_TOO_BIG and self.seen:
+            return WSPeerProtocolError(
+                violation, f"{self.seen} bytes so far, max_message_size is {self.max_message_size}",
+                size=self.seen, limit=self.max_message_size,
+            )
+        if error == PF_ERR_TOO_MANY_FRAGMENTS:
+            return WSPeerProtocolError(
+                violation, f"max_fragments is {self.max_fragments}", size=self.fragments, limit=self.max_fragments
+            )
+        return WSPeerProtocolError(violation)
 
 
 cdef class WSMessageListener(WSListener):

@@ -18,6 +18,7 @@ from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from .callables import check_factory
 from .connecting import Progress, add_place, deadline, open_connection
 from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
 from .describe import error_text, server_text
@@ -25,13 +26,16 @@ from .exceptions import WSError, WSInvalidStatusError
 from .handshake import ClientHandshake
 from .logs import resolve_logger
 from .net.open import end_connection, open_stream, tune_socket
-from .options import ClientOptions, handshake_limits
+from .options import ClientOptions, check_names, handshake_limits
 from .states import WSDisconnectCause
 from .url import WSParsedURL, parse_url, tls_server_name
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .connecting import SocketFactory
     from .http_messages import HeadersLike, WSUpgradeRequest, WSUpgradeResponse
+    from .typed_settings import ClientSettings
 
 __all__ = ["ListenerFactory", "ws_connect"]
 
@@ -72,7 +76,7 @@ async def ws_connect(
     coalesce_writes: bool = ClientOptions.coalesce_writes,
     subprotocols: Sequence[str] | None = ClientOptions.subprotocols,
     ssl_session: ssl.SSLSession | None = ClientOptions.ssl_session,
-    **create_connection_kwargs: Any,
+    **create_connection_kwargs: Unpack[ClientSettings],
 ) -> tuple[WSTransport, L]:
     """Connect to a WebSocket server (RFC 6455 4.1).
 
@@ -101,6 +105,7 @@ async def ws_connect(
     "connecting", "proxy", "tls" or "upgrade"; ``error.host`` and ``error.port`` are the server's,
     or the proxy's.
     """
+    check_names("ws_connect", create_connection_kwargs, ClientOptions)
     options = ClientOptions(
         ssl_context=ssl_context,
         disconnect_on_exception=disconnect_on_exception,
@@ -335,8 +340,7 @@ def _redirect_location(error: WSInvalidStatusError) -> str | None:
 def _two_argument_factory(factory: ListenerFactory[L]) -> Callable[[Any, Any], L]:
     """Return the factory in the form ``(request, response)``, found out without calling it."""
     make = cast("Callable[..., L]", factory)
-    if not callable(factory):
-        raise TypeError(f"ws_listener_factory must be callable, got {type(factory).__name__}")
+    check_factory(factory, "ws_listener_factory", "a WSListener", WSListener)
     if _surely_takes(factory, 0):
         return lambda request, response: make()
     if _surely_takes(factory, 2):

@@ -141,7 +141,7 @@ cdef Py_ssize_t write_frame(
     return <Py_ssize_t> header_size + payload_size
 
 
-def build_frame(int msg_type, payload=None, *, bint fin=True, bint rsv1=False, bint rsv2=False,
+def build_frame(msg_type, payload=None, *, bint fin=True, bint rsv1=False, bint rsv2=False,
                 bint rsv3=False, bint mask=False):
     """Return one frame as bytes (RFC 6455 5.2).
 
@@ -154,6 +154,8 @@ def build_frame(int msg_type, payload=None, *, bint fin=True, bint rsv1=False, b
     cdef Py_buffer view
     cdef Py_ssize_t size
     cdef bytes out
+    if not isinstance(msg_type, int):
+        raise TypeError(f"build_frame() takes a WSMsgType first, then the payload; got {type(msg_type).__name__} first")
     if payload is None:
         payload = b""
     elif isinstance(payload, str):

@@ -35,6 +35,7 @@ from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
 from .traffic cimport OPCODES, SharedTraffic, count_frame, traffic_stats
 from .wire cimport PF_FRAME_OK, pf_mask
 
+from .callables import async_method_error, check_listener_class, discard_awaitable, is_async
 from .describe import ending_text, error_text, opening_text, peer_text, server_text
 from .exceptions import WSConnectionClosedError, WSPeerProtocolError, WSProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
@@ -88,6 +89,9 @@ cdef dict _CAUSES = {
 }
 
 cdef tuple _STATES = tuple(WSState)
+
+# The class of the last listener, whose methods were found to be plain: most programs have one.
+cdef object _checked_class = None
 
 # Who shows it may make a WSTransport.
 cdef object _maker = object()
@@ -383,7 +387,7 @@ cdef class WSTransport(FrameSender):
         if not isinstance(listener, WSListener):
             raise TypeError(
                 "ws_listener_factory must return a WSListener, a WSUpgradeResponse or None, "
-                f"got {type(listener).__name__}"
+                f"got {discard_awaitable(listener)}"
             )
         return self._upgraded(listener, request, self.handshake.accept(response))
 
@@ -394,8 +398,12 @@ cdef class WSTransport(FrameSender):
 
     cdef int _upgraded(self, listener, request, response) except -1:
         """The opening handshake succeeded: find out what the listener overrides, and tell it."""
+        global _checked_class
         if not isinstance(listener, WSListener):
-            raise TypeError(f"ws_listener_factory must return a WSListener, got {type(listener).__name__}")
+            raise TypeError(f"ws_listener_factory must return a WSListener, got {discard_awaitable(listener)}")
+        if type(listener) is not _checked_class:
+            check_listener_class(type(listener), WSListener)
+            _checked_class = type(listener)
         options = self.options
         self.request = request
         self.response = response
@@ -415,6 +423,8 @@ cdef class WSTransport(FrameSender):
                 self.frame_method = function
                 self.frame_function = <Vectorcall> PyVectorcall_Function(function)
                 self.frame_call = CALL_FUNCTION
+            elif is_async(self.frame_method):
+                raise async_method_error(type(listener), "on_ws_frame")
         self.unfinished_shown = 0 if (<WSListener> listener).watches_unfinished else -1
         self.asks_pong = who_overrides(listener, "is_user_specific_pong", _BASE_IS_PONG) is not None
         self.trace = self.logger.isEnabledFor(PICOWS_DEBUG_LL)

@@ -253,6 +253,10 @@ def _other_default(name: str, default: T) -> T:
     return declared
 
 
+# TLS contexts are called as in asyncio, which has two names for them.
+_NAMES_OF_THE_OTHER_SIDE: Final = {"ssl": "ssl_context", "ssl_context": "ssl"}
+
+
 class _Settings:
     """What objects with settings do: take them by keyword, check them, never change.
 
@@ -266,9 +270,8 @@ class _Settings:
         for name, value in given.items():
             declared = settings.get(name)
             if declared is None:
-                raise TypeError(
-                    f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
-                )
+                check_names(type(self).__name__, (name,), type(self))
+                continue
             if value is not declared.default:
                 declared.metadata["check"](name, value)
                 values[name] = value
@@ -301,6 +304,19 @@ class _Settings:
             if declared.repr
         )
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def check_names(function: str, given: Iterable[str], settings: type[_Settings]) -> None:
+    """Raise TypeError, in the name of the function that was called, for what is no setting."""
+    names = settings.__dataclass_fields__
+    for name in given:
+        if name not in names:
+            import difflib  # which only a mistake needs
+
+            likely = [_NAMES_OF_THE_OTHER_SIDE[name]] if name in _NAMES_OF_THE_OTHER_SIDE else []
+            likely += difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {likely[0]!r}?" if likely else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
 
 
 if TYPE_CHECKING:

@@ -30,6 +30,13 @@ cimport cython
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
+cdef extern from *:
+    """
+    #include "msg_type_first.h"
+    PF_MSG_TYPE_FIRST(send)
+    """
+    void pf_explain_send(object type)
+
 #: Log level below DEBUG for events of the data path.
 PICOWS_DEBUG_LL = 9
 
@@ -370,3 +377,6 @@ cdef class FrameSender(StreamHandler):
 
     cdef int _close_sent(self, bytes payload) except -1:
         return 0
+
+
+pf_explain_send(FrameSender)

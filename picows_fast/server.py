@@ -11,15 +11,21 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .admission import Admission, ServerListenerFactory
-from .core import WSAutoPingStrategy
+from .callables import check_factory
+from .core import WSAutoPingStrategy, WSListener
 from .listening import LoopAcceptor, open_listening_sockets
 from .logs import resolve_logger
 from .net.open import tune_socket, uses_loop_transport
-from .options import ServerOptions
+from .options import ServerOptions, check_names
 from .serving import Server
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .typed_settings import ServerSettings
 
 __all__ = ["ServerListenerFactory", "ws_create_server"]
 
@@ -57,7 +63,7 @@ async def ws_create_server(
     sock: socket.socket | None = ServerOptions.sock,
     unix_path: str | bytes | os.PathLike[str] | None = ServerOptions.unix_path,
     backlog: int = ServerOptions.backlog,
-    **create_server_kwargs: Any,
+    **create_server_kwargs: Unpack[ServerSettings],
 ) -> Server:
     """Listen for WebSocket connections (RFC 6455 4.2).
 
@@ -75,6 +81,7 @@ async def ws_create_server(
     :raises OSError: an address cannot be listened on
     :raises TypeError, ValueError: an argument is not valid
     """
+    check_names("ws_create_server", create_server_kwargs, ServerOptions)
     options = ServerOptions(
         disconnect_on_exception=disconnect_on_exception,
         websocket_handshake_timeout=websocket_handshake_timeout,
@@ -106,10 +113,12 @@ async def ws_create_server(
         backlog=backlog,
         **create_server_kwargs,
     )
-    if not callable(ws_listener_factory):
-        raise TypeError(
-            f"ws_listener_factory must be callable, got {type(ws_listener_factory).__name__}"
-        )
+    check_factory(
+        ws_listener_factory,
+        "ws_listener_factory",
+        "a WSListener, a WSUpgradeResponse or None",
+        WSListener,
+    )
     loop = asyncio.get_running_loop()
     logger = resolve_logger(options.logger_name, "server")
     sockets = await open_listening_sockets(

@@ -54,6 +54,24 @@ async def test_echo_and_closing_handshake(io_options):
     assert client.events.count("disconnected") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "got"), [(("hello",), "str"), (("text", b"x"), "str"), ((), "nothing")]
+)
+async def test_send_says_what_it_takes_first(arguments, got):
+    async with connected("client") as pair:
+        with pytest.raises(
+            TypeError, match=rf"^send\(\) takes a WSMsgType first.* got {got} first"
+        ):
+            pair.transport.send(*arguments)
+        with pytest.raises(TypeError, match="takes a WSMsgType first"):
+            picows_fast.build_frame("text", b"x")
+        with pytest.raises(TypeError, match="bytes-like"):
+            pair.transport.send(WSMsgType.TEXT, 5)
+        with pytest.raises(TypeError, match="takes at least 2"):
+            pair.transport.send(WSMsgType.TEXT)
+        assert pair.transport.send(msg_type=1, message="x") is True
+
+
 async def test_send_says_whether_the_frame_was_taken(link):
     listener = Recorder()
     async with link(listener, small_buffers=True) as pair:

@@ -219,9 +219,8 @@ async def test_fanout_drops_the_slow(examples: Examples) -> None:
     await asyncio.wait_for(transport.wait_disconnected(), 20)
     command.interrupt()
     result = await command.finish()
-    assert result.code == 0
-    # The log's WARNING, which nobody has configured away.
-    assert re.fullmatch(r".* bytes waited for a peer that does not read; .*\n", result.err)
+    # What a client does is no more than INFO to the log.
+    assert (result.code, result.err) == (0, "")
 
 
 async def test_tls(examples: Examples, commands: Commands, authority: trustme.CA) -> None:

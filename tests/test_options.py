@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
+import picows_fast
 from picows_fast.http_messages import HandshakeLimits
 from picows_fast.options import (
     ClientOptions,
@@ -22,6 +24,7 @@ from picows_fast.options import (
     ServerOptions,
     handshake_limits,
 )
+from picows_fast.typed_settings import ClientSettings, ServerSettings
 
 CLASSES = [ConnectionOptions, ClientOptions, ServerOptions]
 ALL_SETTINGS = [(cls, declared) for cls in CLASSES[1:] for declared in fields(cls)]
@@ -112,6 +115,44 @@ def test_options_are_values() -> None:
     assert changed == eval(repr(changed), {"ClientOptions": ClientOptions})
     with pytest.raises(ValueError, match="max_redirects"):
         replace(options, max_redirects=-1)
+
+
+@pytest.mark.parametrize(
+    ("call", "typed"),
+    [(picows_fast.ws_connect, ClientSettings), (picows_fast.ws_create_server, ServerSettings)],
+)
+def test_every_setting_is_typed(call: Any, typed: Any) -> None:
+    """Written out in the signature, or in the TypedDict for the rest, with the option's type."""
+    options = {picows_fast.ws_connect: ClientOptions, picows_fast.ws_create_server: ServerOptions}
+    parameters = inspect.signature(call).parameters
+    settings = options[call].__dataclass_fields__
+    rest = {name for name in settings if name not in parameters}
+    assert set(typed.__annotations__) == rest
+    for name in rest:
+        given = typed.__annotations__[name].__forward_arg__
+        assert given == str(settings[name].type), name
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "meant"),
+    [
+        (picows_fast.ws_connect, "tiemout", "close_timeout"),
+        (picows_fast.ws_connect, "qqq", None),
+        (picows_fast.ws_connect, "enable_autoping", "enable_auto_ping"),
+        (picows_fast.ws_connect, "ssl", "ssl_context"),
+        (picows_fast.ws_create_server, "max_conections", "max_connections"),
+        (picows_fast.ws_create_server, "ssl_context", "ssl"),
+    ],
+)
+async def test_an_unknown_setting_is_refused_in_the_name_of_the_call(
+    call: Any, name: str, meant: str | None
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        await call(lambda *request: None, "ws://127.0.0.1:1/", **{name: None})
+    hint = "" if meant is None else f"; did you mean {meant!r}?"
+    assert str(caught.value) == (
+        f"{call.__name__}() got an unexpected keyword argument {name!r}{hint}"
+    )
 
 
 def test_an_unknown_setting_is_refused() -> None:

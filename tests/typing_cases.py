@@ -13,7 +13,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
-from typing_extensions import assert_type, override
+from typing_extensions import Unpack, assert_type, override
 
 import picows_fast
 from picows_fast import (
@@ -48,6 +48,7 @@ from picows_fast import (
 from picows_fast.layers.broadcast import Channel, SlowConsumer, Subscription
 from picows_fast.layers.messages import MessageAssembler, WSMessageListener
 from picows_fast.layers.routing import Router
+from picows_fast.typed_settings import ClientSettings
 
 # What a subclass may override
 
@@ -83,6 +84,18 @@ class WithArguments(WSListener):
 
     def __init__(self, symbol: str) -> None:
         self.symbol = symbol
+
+
+class OtherNames(WSListener):
+    """A callback may name its parameters as it likes."""
+
+    @override
+    def on_ws_frame(self, connection: WSTransport, received: WSFrame) -> None:
+        assert_type(connection.send(received.msg_type, received), bool)
+
+    @override
+    def on_ws_closing(self, connection: WSTransport) -> None:
+        assert_type(connection.disconnect_cause, WSDisconnectCause | None)
 
 
 class Misspelt(WSListener):
@@ -158,6 +171,16 @@ async def clients(context: ssl.SSLContext, connected: socket.socket) -> None:
     await ws_connect(WithArguments, "ws://localhost/")  # type: ignore[arg-type]
     await ws_connect(Everything(), "ws://localhost/")  # type: ignore[arg-type]
     await ws_connect(Everything, "ws://localhost/", close_timeout="1")  # type: ignore[arg-type]
+    await ws_connect(Everything, "ws://localhost/", busy_poll="lots")  # type: ignore[arg-type]
+    await ws_connect(Everything, "ws://localhost/", local_addr=5)  # type: ignore[arg-type]
+    await ws_connect(Everything, "ws://localhost/", rx_timestamp=True)  # type: ignore[call-arg]
+    await ws_connect(Everything, "ws://localhost/", enable_autoping=True)  # type: ignore[call-arg]
+    await ws_connect(Everything, "ws://localhost/", rx_timestamps=True, raise_if_not_sent=True)
+
+
+async def wrapper(url: str, **settings: Unpack[ClientSettings]) -> WSTransport:
+    """Settings may be passed on."""
+    return (await ws_connect(Everything, url, **settings))[0]
 
 
 async def failures() -> None:
@@ -223,6 +246,9 @@ async def servers() -> None:
         return WSListener()
 
     await ws_create_server(later, "127.0.0.1", 0)  # type: ignore[arg-type]
+    await ws_create_server(listener, "127.0.0.1", 0, reuse_port=True)
+    await ws_create_server(listener, "127.0.0.1", 0, reuse_port="no")  # type: ignore[arg-type]
+    await ws_create_server(listener, "127.0.0.1", 0, max_conections=5)  # type: ignore[call-arg]
     await ws_create_server(Everything, "127.0.0.1", 0)  # type: ignore[arg-type]
     await ws_create_server(listener, "127.0.0.1", "9001")  # type: ignore[arg-type]
 

@@ -28,6 +28,13 @@ from ..states import WSDisconnectCause
 cimport cython
 
 
+cdef extern from *:
+    """
+    #include "msg_type_first.h"
+    PF_MSG_TYPE_FIRST(publish)
+    """
+    void pf_explain_publish(object type)
+
 cdef extern from "net/clock.h" nogil:
     double pf_monotonic()
 
@@ -258,7 +265,7 @@ cdef class _ClientOutbox(_Outbox):
         except BaseException as error:
             self.fail(error)    # nothing may come behind the gap
             raise
-        transport.logger.warning(
+        transport.logger.info(
             "%r: closed, as %d messages of channel %r waited for it", transport, waited, channel.name
         )
         return 0
@@ -1191,3 +1198,6 @@ cdef class Channel:
         if self.publishing == 0 and self.holes:
             self._close_holes()
         return fatal
+
+
+pf_explain_publish(Channel)

@@ -19,13 +19,13 @@ one segment, `{name}`, and nothing more: for a web site there are web servers.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
+from ..callables import check_factory, discard_awaitable
 from ..core import WSListener
 from ..http_messages import (
     WSUpgradeRequest,
@@ -95,7 +95,7 @@ class Router:
         segments = _checked_segments(path)
 
         def decorate(handler: WebSocketHandler) -> WebSocketHandler:
-            _check_callable(handler)
+            check_factory(handler, "handler", "what a listener factory returns", WSListener)
             found = self._path(segments)
             if found.websocket is not None:
                 raise ValueError(f"path {path!r} has a WebSocket already")
@@ -116,7 +116,7 @@ class Router:
         segments = _checked_segments(path)
 
         def decorate(handler: HTTPHandler) -> HTTPHandler:
-            _check_callable(handler)
+            check_factory(handler, "handler", "a WSUpgradeResponse, str, bytes or None", WSListener)
             found = self._path(segments)
             if found.http is not None:
                 raise ValueError(f"path {path!r} has HTTP already")
@@ -166,13 +166,6 @@ def _name(segment: str) -> str | None:
     return None if match is None else match[1]
 
 
-def _check_callable(handler: object) -> None:
-    if not callable(handler):
-        raise TypeError(f"handler must be callable, got {type(handler).__name__}")
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
-        raise TypeError("handler must be a plain function: it is called, not awaited")
-
-
 def _request_segments(request: WSUpgradeRequest) -> tuple[str, ...] | None:
     """The path's segments, decoded after they were split: an encoded slash is part of a segment."""
     path = request.path.partition(b"?")[0]
@@ -206,5 +199,5 @@ def _answer(path: _Path, request: WSUpgradeRequest, parameters: dict[str, str]) 
         return result
     raise TypeError(
         "an HTTP handler must return a WSUpgradeResponse, str, bytes or None, "
-        f"got {type(result).__name__}"
+        f"got {discard_awaitable(result)}"
     )

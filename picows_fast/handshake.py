@@ -554,7 +554,7 @@ class ServerHandshake:
         for name in ("Content-Length", "Transfer-Encoding", "Keep-Alive"):
             headers.popall(name, None)
         # RFC 9110 7.8: Upgrade goes with a connection option of its own.
-        headers["Connection"] = "close, Upgrade" if "Upgrade" in headers else "close"
+        headers["Connection"] = "close, Upgrade" if headers.get("Upgrade") else "close"
         version = self._version()
         if response.status in BODILESS_STATUSES:
             return WSUpgradeResponse(version, response.status, headers)

@@ -492,15 +492,18 @@ async def test_name_and_session_of_the_first_server_stay_there(authority, client
         serving(lambda request: Echo(), tls=context("127.0.0.1")) as target,
         serving(redirecting, tls=context("first.example")) as url,
     ):
-        transport = await check_echo(target, ssl_context=client_tls)
-        await check_echo(
+        # A session that the second server would take.
+        session = (await check_echo(target, ssl_context=client_tls)).ssl_session
+        assert session.has_ticket
+        transport = await check_echo(
             url,
             ssl_context=client_tls,
             server_hostname="first.example",
-            ssl_session=transport.ssl_session,
+            ssl_session=session,
             redirect_keeps=["ssl_context"],
         )
     assert names == [None, "first.example", None]
+    assert not transport.underlying_transport.get_extra_info("ssl_object").session_reused
 
 
 async def test_redirects_for_ever_say_that_a_cookie_was_set():

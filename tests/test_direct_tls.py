@@ -137,7 +137,7 @@ async def test_a_context_that_wants_to_be_called_is(server_tls, authority, name)
         assert calls
 
 
-@pytest.mark.native
+@pytest.mark.direct_tls
 async def test_a_class_that_only_adds_something(server_tls, authority):
     """It is read and written in C, and the handshake is its own."""
 

@@ -70,9 +70,10 @@ def own_contexts(authority) -> Contexts:
 @pytest.fixture(params=["direct", "TcpStream", "loop-transport"])
 def below(request, monkeypatch):
     """What carries the records: the stream itself, or what TlsStream has below it. Options."""
-    is_direct = request.param != "loop-transport"
-    if request.config.getoption("--transport") == "loop" and is_direct:
-        pytest.skip("there are none by descriptor")
+    left_out = {"loop": {"direct", "TcpStream"}, "tls-bio": {"direct"}}
+    transport = request.config.getoption("--transport")
+    if request.param in left_out.get(transport, ()):
+        pytest.skip(f"about what --transport={transport} replaces")
     if request.param == "TcpStream":
 
         class Never:
@@ -338,7 +339,7 @@ async def test_the_ssl_object_can_be_asked_and_not_used(side, below, tls_context
         )
 
 
-@pytest.mark.native
+@pytest.mark.direct_tls
 @pytest.mark.parametrize("rx_timestamps", [False, True])
 async def test_an_ssl_object_reads_no_strange_descriptor(side, own_contexts, rx_timestamps):
     """The connection is gone, and its descriptor's number is another socket's."""

@@ -7,35 +7,38 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 
-from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+from picows_fast import WSFrame, WSMsgType, WSTransport, ws_connect
+from picows_fast.layers.messages import WSMessageListener
 
 BOUND = 100  # messages
 
 
-class Messages(WSListener):
+class Messages(WSMessageListener):
     """Each message costs a queue and a wake-up here. Callbacks alone cost neither."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.transport: WSTransport
-        self.queue: asyncio.Queue[str | None] = asyncio.Queue()
+        self.queue: asyncio.Queue[str | bytes | None] = asyncio.Queue()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport = transport
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type == WSMsgType.TEXT:
-            self.queue.put_nowait(frame.get_payload_as_utf8_text())
-            if self.queue.qsize() >= BOUND:
-                transport.pause_reading()  # no frame comes any more; TCP slows the peer down
+    def on_ws_message(self, transport: WSTransport, msg_type: WSMsgType, payload: WSFrame) -> None:
+        is_text = msg_type == WSMsgType.TEXT
+        self.queue.put_nowait(payload.get_payload_as_utf8_text() if is_text else bytes(payload))
+        if self.queue.qsize() >= BOUND:
+            transport.pause_reading()  # no frame comes any more; TCP slows the peer down
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.queue.put_nowait(None)  # nothing comes behind it
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
         while (message := await self.queue.get()) is not None:
             if self.transport.is_reading_paused and self.queue.qsize() <= BOUND // 2:
                 self.transport.resume_reading()
             yield message
+        self.queue.put_nowait(None)  # for an iteration after this one, which is at its end at once
 
 
 async def main(url: str) -> None:

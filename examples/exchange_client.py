@@ -1,29 +1,28 @@
-"""Follow a feed and stay connected: subscribe, notice a dead peer, reconnect with growing pauses.
-
-python examples/exchange_client.py [url]        Ctrl-C ends it
-"""
+"""Follow a feed and stay connected. python examples/exchange_client.py [url], Ctrl-C ends it."""
 
 import asyncio
 import contextlib
 import json
 import random
 import sys
+import time
 
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
+SHORTEST_PAUSE, FIRST_PAUSE, LONGEST_PAUSE, STABLE = 0.25, 1.0, 30.0, 60.0  # seconds
 
 
 class Feed(WSListener):
-    updates = 0
+    connected_at = good_for = 0.0  # seconds
 
     def on_ws_connected(self, transport: WSTransport) -> None:
+        self.connected_at = time.monotonic()
         transport.send(WSMsgType.TEXT, json.dumps({"op": "subscribe", "channel": "book"}))
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.TEXT:
-            self.updates += 1
+            self.good_for = time.monotonic() - self.connected_at
             print("update", json.loads(frame.get_payload_as_utf8_text()), flush=True)
 
 
@@ -42,16 +41,18 @@ async def follow(url: str, feed: Feed) -> None:
 
 
 async def main(url: str) -> None:
-    pause = FIRST_PAUSE
+    longest = FIRST_PAUSE
     while True:
         feed = Feed()
         try:
             await follow(url, feed)
         except (OSError, asyncio.TimeoutError, picows_fast.WSError) as error:
             print(f"no connection: {error!r}", flush=True)
-        pause = FIRST_PAUSE if feed.updates else min(2 * pause, LONGEST_PAUSE)
-        # A random part, lest all clients of a restarted exchange come back in the same moment.
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        # An exchange may greet and close: only updates for a while say that all is well again.
+        longest = FIRST_PAUSE if feed.good_for > STABLE else longest
+        # At random, lest all clients of a restarted exchange come back in the same moment.
+        await asyncio.sleep(random.uniform(SHORTEST_PAUSE, longest))
+        longest = min(2 * longest, LONGEST_PAUSE)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,22 @@ MAX_MESSAGE_SIZE = 1024 * 1024  # max_frame_size limits each fragment, not their
 
 class Messages(WSListener):
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0
+        self.parts = bytearray()  # a list of them would grow with fragments that are empty
+        self.unfinished = False
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type >= WSMsgType.CLOSE:
             return  # a control frame may come between two fragments
-        if frame.fin and not self.parts:
+        if frame.fin and not self.unfinished:
             self.on_message(transport, frame.get_payload_as_bytes())  # not fragmented
             return
-        self.size += frame.payload_size
-        if self.size > MAX_MESSAGE_SIZE:
+        if len(self.parts) + frame.payload_size > MAX_MESSAGE_SIZE:
             raise picows_fast.WSProtocolError(1009, "message too big")  # the code of our CLOSE
-        self.parts.append(frame.get_payload_as_bytes())
+        self.parts += frame.get_payload_as_memoryview()
+        self.unfinished = not frame.fin
         if frame.fin:
-            message = b"".join(self.parts)
-            self.parts, self.size = [], 0
+            message = bytes(self.parts)
+            self.parts.clear()
             self.on_message(transport, message)
 
     def on_message(self, transport: WSTransport, message: bytes) -> None:

@@ -93,7 +93,7 @@ class WSDisconnectCause(NamedIntEnum):
     HANDSHAKE_TIMEOUT = 16
     """The opening handshake was not finished in time."""
     INTERNAL_ERROR = 17
-    """Reading failed on our side, for lack of memory, say; ``disconnect_exception`` is why."""
+    """Our side failed, for lack of memory, say; ``disconnect_exception`` is why."""
     LOCAL_CLOSE = 18
     """We sent CLOSE first, and the peer answered it; ``close_handshake`` has the codes."""
     LOCAL_REFUSAL = 19

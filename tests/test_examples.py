@@ -13,12 +13,20 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trustme
+from websockets.asyncio.server import ServerConnection
 
 import picows_fast
 from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
 
 from . import needs
-from .commands import ENVIRONMENT, Command, Commands, Result, commands_fixture  # noqa: F401
+from .commands import (  # noqa: F401
+    ENVIRONMENT,
+    Command,
+    Commands,
+    Result,
+    commands_fixture,
+    server,
+)
 from .conftest import ROOT
 from .support import Recorder, raw_client, read_frame, serving, upgrade_request
 
@@ -37,6 +45,10 @@ class Examples:
     async def run(self, name: str, *arguments: object) -> list[str]:
         """Run an example to its end; the lines it printed."""
         return succeeded(await self._commands.run(*arguments, script=EXAMPLES / name))
+
+    async def program(self, program: str, *arguments: object) -> list[str]:
+        """Run a program that imports an example; the lines it printed."""
+        return succeeded(await self._commands.run(*arguments, program=program))
 
     async def start(self, name: str, *arguments: object) -> Command:
         return await self._commands.start(*arguments, script=EXAMPLES / name)
@@ -104,6 +116,23 @@ async def test_async_iteration(examples: Examples) -> None:
     await stop(command)
 
 
+async def test_async_iteration_has_whole_messages_and_an_end(examples: Examples) -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(["first ", "second"])
+        await connection.send(b"binary")
+
+    program = (
+        f"import asyncio, sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        "from async_iteration import Messages, ws_connect\n"
+        "async def main():\n"
+        "    _, messages = await ws_connect(Messages, sys.argv[1], enable_auto_close=True)\n"
+        "    print(*[[item async for item in messages] for _ in range(2)])\n"
+        "asyncio.run(main())\n"
+    )
+    async with server(handler) as url:
+        assert await examples.program(program, url) == ["['first second', b'binary'] []"]
+
+
 async def test_many_symbols(examples: Examples) -> None:
     command, url = await examples.server("echo_server.py", 0)
     lines = await examples.run("many_symbols.py", url, "BTC", "ETH")
@@ -145,6 +174,34 @@ async def test_exchange_client_reconnects(examples: Examples) -> None:
         assert await stop(client) == []
         await asyncio.wait_for(transport.wait_disconnected(), 20)
         assert transport.close_handshake.recv.code == picows_fast.WSCloseCode.GOING_AWAY
+
+
+async def test_exchange_client_does_not_hammer(examples: Examples) -> None:
+    """An exchange that has an update for it, and closes, is left alone for longer and longer."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send('{"event": "banned"}')
+
+    program = (
+        f"import asyncio, random, sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        "import exchange_client\n"
+        "bounds = []\n"
+        "def uniform(lowest, highest):\n"
+        "    bounds.append((lowest, highest))\n"
+        "    return 0\n"
+        "async def main():\n"
+        "    task = asyncio.create_task(exchange_client.main(sys.argv[1]))\n"
+        "    while len(bounds) < 8:\n"
+        "        await asyncio.sleep(0.01)\n"
+        "    task.cancel()\n"
+        "    print(*bounds[:8])\n"
+        "random.uniform = uniform\n"
+        "asyncio.run(main())\n"
+    )
+    async with server(handler) as url:
+        lines = await examples.program(program, url)
+    highest = [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert " ".join(f"(0.25, {bound})" for bound in highest) in lines
 
 
 async def test_exchange_client_waits_for_a_server(examples: Examples) -> None:

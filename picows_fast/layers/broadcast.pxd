@@ -68,6 +68,7 @@ cdef class _ClientOutbox(_Outbox):
         bint is_ended           # nothing can be sent any more
 
     cdef int put(self, Subscription subscription, _Message message) except -1
+    cdef int put_anyway(self, Subscription subscription, _Message message) except -1
     cdef bint make_room(self, Subscription subscription, _Message message) except -1
     cdef int refuse(self, Subscription subscription, _Message message) except -1
     cdef int drop_oldest(self, Subscription subscription) except -1
@@ -165,5 +166,6 @@ cdef class Channel:
     cdef object _give(self, _Message message, Py_ssize_t count)
     cdef Py_ssize_t _publish(self, _Message message) except -1
     cdef int _remove(self, Subscription subscription) except -1
+    cdef int _published(self) except -1
     cdef int _close_holes(self) except -1
     cdef int _close_holes_from(self, Py_ssize_t kept) except -1

@@ -203,15 +203,18 @@ cdef class _ClientOutbox(_Outbox):
                 or subscription.waiting_bytes + PyBytes_GET_SIZE(message.frame) > subscription.max_bytes):
             if not self.make_room(subscription, message):
                 return 0
-        if self.end - self.first == self.capacity:
-            if not self.reserve(1):
-                return self.refuse(subscription, message)
-            if not subscription.is_active:
-                return count_discarded(subscription)
-        self.append(subscription, message)
+        self.put_anyway(subscription, message)
         if subscription.policy == SlowConsumer.DROP_OLDEST and self.behind_since:
             self.drop_oldest(subscription)
         return 0
+
+    cdef int put_anyway(self, Subscription subscription, _Message message) except -1:
+        """The same beyond the limits, but for those of memory."""
+        if self.end - self.first == self.capacity and not self.reserve(1):
+            return self.refuse(subscription, message)
+        if not subscription.is_active:
+            return count_discarded(subscription)
+        return self.append(subscription, message)
 
     cdef bint make_room(self, Subscription subscription, _Message message) except -1:
         """The limits would be exceeded. Returns whether the message is to be kept; if not, it has been counted."""
@@ -986,7 +989,7 @@ cdef class Channel:
         subscription.outbox = outbox
         if outbox.is_ended or not transport._can_send() or transport.state_code > CLOSING:
             return subscription
-        # No Python code runs from here to the last message.
+        # No Python code runs from here until the subscription is complete.
         outbox.subscriptions[self] = subscription
         try:
             self.subscribers.append(subscription)
@@ -1000,7 +1003,7 @@ cdef class Channel:
         subscription.index = len(self.subscribers) - 1
         subscription.is_active = True
         for message in messages:
-            outbox.append(subscription, <_Message> message)
+            outbox.put_anyway(subscription, <_Message> message)
         if not self.joins_turn and messages:
             outbox.write()
         return subscription
@@ -1148,14 +1151,17 @@ cdef class Channel:
         if given == 0:
             self.messages += 1
             return 0
+        self.publishing += 1        # the list keeps its places from here on, whatever code runs
         if turn.publishing:
             # From a callback of another publish(), whose message is to come first everywhere.
-            turn.deferred.append((self, message, count))
+            try:
+                turn.deferred.append((self, message, count))
+            except MemoryError:
+                self._published()
+                raise
             self.messages += 1
-            self.publishing += 1
             return given
         self.messages += 1
-        self.publishing += 1
         turn.publishing = True
         try:
             fatal = self._give(message, count)
@@ -1194,10 +1200,14 @@ cdef class Channel:
                 if outbox.live and not (outbox.in_turn or outbox.behind_since):
                     outbox.fail(error)      # nothing would write what it holds
                 fatal = report(outbox, error) or fatal
+        self._published()
+        return fatal
+
+    cdef int _published(self) except -1:
         self.publishing -= 1
         if self.publishing == 0 and self.holes:
             self._close_holes()
-        return fatal
+        return 0
 
 
 pf_explain_publish(Channel)

@@ -47,11 +47,14 @@ class Failing(logging.Handler):
 def failing_log(error: BaseException):
     handler = Failing(error)
     logger = logging.getLogger("picows_fast.server")
+    level = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 async def three_clients(stack: contextlib.AsyncExitStack, listener: WSListener, **options):

@@ -22,6 +22,9 @@ cdef ListenerCall how_to_call(object listener, str name, object base, size_t slo
 # The function of a bound method that can be called with the listener in front instead; None if there is none.
 cdef object function_of(object listener, object method)
 
+# The payload of CLOSE that a WSProtocolError asks for; None for anything else, and for one that cannot be sent.
+cdef bytes refusal_of(error)
+
 # The payload of CLOSE that says what was raised.
 cdef bytes close_payload_of(error)
 

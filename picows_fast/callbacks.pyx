@@ -45,15 +45,20 @@ cdef object function_of(object listener, object method):
     return None
 
 
-cdef bytes close_payload_of(error):
-    """What CLOSE says when this was raised: a WSProtocolError chooses it, if it is made as it should be."""
+cdef bytes refusal_of(error):
     if isinstance(error, WSProtocolError):
         try:
             if error.code != WSCloseCode.NO_INFO:
                 return build_close_payload(error.code, error.close_reason)
         except Exception:
             pass        # a subclass with a mind of its own; the error itself is told as it is
-    return build_close_payload(WSCloseCode.INTERNAL_ERROR, None)
+    return None
+
+
+cdef bytes close_payload_of(error):
+    """What CLOSE says when this was raised: a WSProtocolError chooses it, if it is made as it should be."""
+    cdef bytes payload = refusal_of(error)
+    return build_close_payload(WSCloseCode.INTERNAL_ERROR, None) if payload is None else payload
 
 
 cdef object as_runtime_error(error):

@@ -27,6 +27,7 @@ from .callbacks cimport (
     forget_frames,
     function_of,
     how_to_call,
+    refusal_of,
     who_overrides,
 )
 from .codec cimport build_close_payload, close_info, frame_error, new_frame
@@ -37,7 +38,7 @@ from .wire cimport PF_FRAME_OK, pf_mask
 
 from .callables import async_method_error, check_listener_class, discard_awaitable, is_async
 from .describe import ending_text, error_text, opening_text, peer_text, server_text
-from .exceptions import WSConnectionClosedError, WSPeerProtocolError, WSProtocolError
+from .exceptions import WSConnectionClosedError, WSPeerProtocolError
 from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
 from .keepalive import AutoPing, PingAction, RoundTrips
 from .net.overdue import Overdue
@@ -967,7 +968,7 @@ cdef class WSTransport(FrameSender):
             # Of raise_if_not_sent: the connection ends already, and what began that is the cause.
             self.logger.info("%r: %s: %s", self, method, error)
             return 0
-        refused = isinstance(error, WSProtocolError)
+        refused = refusal_of(error) is not None
         fatal = not isinstance(error, Exception)
         ends = self.options.disconnect_on_exception or fatal or refused or method == "on_ws_connected"
         if ends and self.is_client_side and self.callback_error is None:

@@ -48,8 +48,11 @@ def opening_text(subprotocol: str | None, configured: Any) -> str:
 
 
 def error_text(error: object) -> str:
-    """The text of an error, on one line."""
-    text = str(error)
+    """The text of an error, on one line; of one that cannot say it, the type."""
+    try:
+        text = str(error)
+    except Exception:
+        return type(error).__name__
     if len(text) > _MAX_ERROR_LENGTH:
         text = text[:_MAX_ERROR_LENGTH] + "..."
     if not text.isprintable():

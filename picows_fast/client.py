@@ -214,7 +214,7 @@ def _options_elsewhere(options: ClientOptions, target: WSParsedURL) -> ClientOpt
     if target.is_secure:
         needed["ssl_context"] = options.ssl_context
     for name, value in needed.items():
-        if value is not None and name not in keeps:
+        if value and name not in keeps:
             raise WSError(
                 f"redirected to {target.origin}, another origin, to which {name} must not go "
                 f"unless redirect_keeps names it"

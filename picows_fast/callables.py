@@ -93,7 +93,8 @@ def _methods(cls: type, base: type) -> set[str]:
         for ancestor in cls.__mro__
         if issubclass(ancestor, base) and ancestor.__module__.partition(".")[0] == package
         for name, value in vars(ancestor).items()
-        if not name.startswith("_") and callable(value)
+        # What is a coroutine function there is awaited by its callers.
+        if not name.startswith("_") and callable(value) and not is_async(value)
     }
 
 

@@ -142,7 +142,7 @@ cdef class SocketView:
     """What ``get_extra_info("socket")`` gives: options and addresses of a stream's socket, as asyncio's transports show
     them.
 
-    It cannot read, write or close. After the end its ``fileno()`` is -1, and what asks the system raises OSError.
+    It cannot read or close. After the end its ``fileno()`` is -1, and what asks the system raises OSError.
     """
 
     cdef object sock
@@ -192,6 +192,11 @@ cdef class SocketView:
     def getsockname(self):
         """As :meth:`socket.socket.getsockname`."""
         return self.sock.getsockname()
+
+    def send(self, data, flags=0):
+        """As :meth:`socket.socket.send`: bytes go to the peer past all that waits, past framing and TLS. For tests of
+        what a peer makes of them; the stream's own ``write()`` keeps the order."""
+        return self.sock.send(data, flags)
 
     def gettimeout(self):
         """Return 0: the socket never blocks."""

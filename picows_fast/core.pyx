@@ -685,7 +685,7 @@ cdef class WSTransport(FrameSender):
         self._set_cause(
             WSDisconnectCause.LOCAL_CLOSE if self.is_close_frame_sent else WSDisconnectCause.CLOSE_FRAME, None
         )
-        self.state_code = CLOSING
+        self._arm_closing()     # before the callback, in which the loop may run
         self.close_undelivered = True
         self._tell_closing()
         self.close_undelivered = False

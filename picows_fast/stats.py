@@ -87,7 +87,8 @@ class TransportStats:
     pings_sent: int
     """Pings of auto-ping and of ``measure_roundtrip_time``, whatever they were sent as."""
     round_trip_ns: int | None
-    """The last round trip that one of these pings took, nanoseconds; None before the first."""
+    """The last round trip of these pings that is certain, nanoseconds; None before the first. Pings
+    that overlap tell none."""
     round_trip_smoothed_ns: int | None
     """The round trips smoothed: each new one counts for an eighth, as in RFC 6298 2.3."""
     connected_at_ns: int | None

@@ -250,6 +250,41 @@ async def test_a_pause_when_nothing_was_due(link):
         assert (await pair.peer.read_frame())[0] == PING
 
 
+def run_nested(seconds):
+    """Run the event loop in a callback of its own, as nest_asyncio and debuggers do."""
+    loop = asyncio.get_running_loop()
+    due = len(loop._ready)
+    until = loop.time() + seconds
+    while loop.time() < until:
+        loop.call_later(0.01, lambda: None)
+        loop._run_once()
+    for _ in range(due):
+        loop.call_soon(lambda: None)  # for those that the outer turn counts on
+
+
+async def test_the_time_of_a_ping_is_not_the_deadline_of_closing(link):
+    """The listener runs the loop in its callback for CLOSE, beyond the time of the next ping."""
+
+    if not isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+        pytest.skip("this loop cannot be run from within")
+
+    class RunsTheLoop(Recorder):
+        def on_ws_frame(self, transport, frame):
+            super().on_ws_frame(transport, frame)
+            if frame.msg_type == WSMsgType.CLOSE:
+                run_nested(0.15)
+                self.is_there = not transport.underlying_transport.is_closing()
+                transport.send_close(1000)
+
+    async with link(RunsTheLoop(), **pinging(idle=0.05, close_timeout=TIMEOUT)) as pair:
+        await pair.peer.send_close(1000)
+        assert await pair.peer.read_close() == (1000, "")
+        pair.peer.close()
+        await pair.listener.closed()
+        assert pair.listener.is_there
+        assert pair.transport.disconnect_cause == WSDisconnectCause.CLOSE_FRAME
+
+
 async def test_no_ping_after_close(link):
     async with link(**pinging(idle=0.01, close_timeout=20)) as pair:
         pair.transport.send_close(1000)

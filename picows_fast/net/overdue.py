@@ -43,20 +43,25 @@ class Overdue:
     ) -> None:
         self._loop = loop
         self._stream = stream
-        self._judge = judge
+        self._judge: Callable[[], Any] | None = judge
         self._turns = turns
         self._turns_left = _MOST_TURNS
-        self._handle = loop.call_soon(self._turn)
+        self._handle: asyncio.Handle | None = loop.call_soon(self._turn)
 
     def cancel(self) -> None:
         """Judge no more."""
-        self._handle.cancel()
+        self._judge = self._stream = None
+        if self._handle is not None:
+            self._handle.cancel()
 
     def _turn(self) -> None:
+        self._handle = None  # which holds this object, and would also when it has been run
         self._turns -= 1
         self._turns_left -= 1
         has_unread = self._turns_left > 0 and self._stream is not None and self._stream.has_unread()
         if self._turns > 0 or has_unread:
             self._handle = self._loop.call_soon(self._turn)
-        else:
-            self._judge()
+        elif self._judge is not None:
+            judge = self._judge
+            self._judge = self._stream = None
+            judge()

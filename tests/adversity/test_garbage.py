@@ -320,34 +320,6 @@ async def test_what_a_callback_raised(link):
             assert not gc.garbage
 
 
-async def test_frames_are_freed_with_the_connection_open(link):
-    """Those kept for a while, and their views; the connection and its callbacks go on."""
-
-    async def live():
-        kept = []
-
-        def act(name, transport, frame):
-            if frame is not None:
-                kept.extend([frame, frame.get_payload_as_memoryview()])
-
-        listener = Witness(act)
-        async with link(listener) as pair:
-            references = []
-            before = census()
-            for size in (5, 1000, 300_000):
-                listener.names.clear()
-                for _ in range(10):
-                    await pair.peer.send(WSMsgType.BINARY, bytes(size))
-                await pair.peer.send(WSMsgType.TEXT, b"last")
-                await listener.until("TEXT")
-                assert (census() - before)["WSFrame"] >= 10
-                kept.clear()
-                assert (census() - before)["WSFrame"] <= 1
-        return references
-
-    await freed(live)
-
-
 # --- Connections that never open
 
 

@@ -103,6 +103,9 @@ cdef enum:
     STAMPED_READ_AHEAD = 20 * 1024
     STAMPED_RECORDS = 64
 
+# What stands for an error of OpenSSL's where it has noted none: our own BIO could not take the records.
+cdef unsigned long NO_MEMORY = ~<unsigned long> 0
+
 cdef pf_openssl openssl
 cdef object WantRead = ssl_module.SSLWantReadError
 
@@ -374,13 +377,17 @@ cdef class DirectTlsStream(TcpStream):
             filled = self._read_into(record, RECORD_SIZE)
             self.calling = False
             answered = self._put_answers()
-            if self.end_wanted:
-                self.end_wanted = False
-                self.end()
-            if filled and not self.closing:
-                self.receive_copy(PyBytes_FromStringAndSize(<char*> record, filled))
-                if self.quick_ack:
-                    self._after_read()
+            try:
+                if self.end_wanted:
+                    self.end_wanted = False
+                    self.end()
+                if filled and not self.closing:
+                    self.receive_copy(PyBytes_FromStringAndSize(<char*> record, filled))
+            except BaseException as error:
+                self.broken(error)
+                raise
+            if filled and self.quick_ack:
+                self._after_read()
             self._reading_done(answered)
             done += filled
             if not filled or self.stamped or not self._has_more():
@@ -446,7 +453,11 @@ cdef class DirectTlsStream(TcpStream):
             if self.backlog_end == 0:
                 self.unread_answers = 0
             self.unread_answers += size
-            self._put_records()
+            try:
+                self._put_records()
+            except BaseException as error:
+                self.broken(error)      # what was read is not given out any more
+                raise
         if self.records.data != NULL:
             pf_records_close(&self.records)
         return size
@@ -576,8 +587,7 @@ cdef class DirectTlsStream(TcpStream):
                 continue
             if openssl.SSL_get_error(self.ssl, written) == PF_SSL_ERROR_WANT_READ:
                 return self._hold(data + done, size - done, NULL, 0)
-            # 0: no memory for the records
-            self.noted_write_error = openssl.ERR_peek_error() or ~<unsigned long> 0
+            self.noted_write_error = openssl.ERR_peek_error() or NO_MEMORY
             openssl.ERR_clear_error()
             return 0
         return 0
@@ -636,6 +646,8 @@ cdef class DirectTlsStream(TcpStream):
         if self.noted_write_error:
             noted = self.noted_write_error
             self.noted_write_error = 0
+            if noted == NO_MEMORY:
+                return self._end(StreamEnd.TLS_FAILED, ssl_module.SSLError("no memory for TLS records"))
             return self._end(StreamEnd.TLS_FAILED, openssl_error(noted))
         return 0
 

@@ -271,10 +271,15 @@ cdef class TlsStream(ByteStream):
             (self.reading_paused and not self.closing) or self.close_notify_seen or self.failed or self.shut
             or self.closed or self.read_error is not None
         ):
-            data = self._read_record()
+            try:
+                data = self._read_record()
+                if data is not None:
+                    self.receive_copy(data)
+            except BaseException as error:
+                self.broken(error)
+                raise
             if data is None:
                 break
-            self.receive_copy(data)
         if self.failed or self.shut or self.closed:
             return 0
         if self.read_error is not None and not self.reading_paused:

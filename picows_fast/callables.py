@@ -69,9 +69,13 @@ def check_listener_class(cls: type, base: type) -> None:
     """
     if cls in _checked:
         return
-    for name in sorted(_methods(cls, base)):
-        if is_async(inspect.getattr_static(cls, name)):
-            raise async_method_error(cls, name)
+    names = _methods(cls, base)
+    seen: set[str] = set()
+    for ancestor in cls.__mro__:
+        for name in names & (vars(ancestor).keys() - seen):
+            if is_async(vars(ancestor)[name]):
+                raise async_method_error(cls, name)
+            seen.add(name)
     _checked.add(cls)
 
 

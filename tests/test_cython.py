@@ -13,7 +13,7 @@ import picows_fast
 from picows_fast import WSCloseCode, WSDisconnectCause, WSMsgType
 
 from .cython_build import load
-from .support import Recorder, client_frame, raw_client, read_frame, serving
+from .support import Echo, Recorder, client_frame, raw_client, read_frame, serving
 
 
 @pytest.fixture(scope="session")
@@ -487,3 +487,11 @@ async def test_python_program_for_picows(tmp_path):
         "['welcome to /feed', 'again', 'and again']",
         "OK None",
     ]
+
+
+async def test_the_end_begins(listeners):
+    """on_ws_closing by the vtable; what send_reuse_external_buffer returns."""
+    async with serving(lambda request: Echo()) as url:
+        transport, ending = await picows_fast.ws_connect(listeners.Ending, url)
+        await transport.wait_disconnected()
+    assert ending.events == [("connected", 1), ("closing", 0), ("disconnected", 0)]

@@ -19,6 +19,8 @@ from picows_fast.core cimport (
 import asyncio
 
 cdef int HEADER_ROOM = 14
+cdef enum:
+    HEADER_ROOM_SIZE = 64
 cdef int CANARY = 0x5A
 
 
@@ -248,3 +250,22 @@ def timestamps(WSFrame frame):
     with nogil:
         age = frame.age()
     return frame.recv_timestamp_ns, age, frame.recv_hardware_timestamp_ns
+
+
+cdef class Ending(Noted):
+    """Notes that the end begins, and what sending returns then and before."""
+
+    cdef char[HEADER_ROOM_SIZE] memory
+
+    cdef int send_one(self, WSTransport transport) except -1:
+        return transport.send_reuse_external_buffer(WSMsgType.BINARY, self.memory + HEADER_ROOM, 4)
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        self.note(("connected", self.send_one(transport)))
+        transport.send_close(WSCloseCode.OK)
+
+    cpdef on_ws_closing(self, WSTransport transport):
+        self.note(("closing", self.send_one(transport)))
+
+    cpdef on_ws_disconnected(self, WSTransport transport):
+        self.note(("disconnected", self.send_one(transport)))

@@ -155,6 +155,8 @@ cdef class WSTransport(FrameSender):
     cdef int _tell_closing(self) except -1
     cdef int _arm(self, double delay) except -1
     cdef int _disarm(self) except -1
+    cdef int _told_closing(self, WSListener listener) except -1
+    cdef int _tell_disconnected(self, WSListener listener) except -1
     cdef int _arm_closing(self) except -1
     cdef int _arm_ping(self) except -1
     cdef int _on_deadline(self) except -1

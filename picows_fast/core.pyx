@@ -856,15 +856,20 @@ cdef class WSTransport(FrameSender):
     # --- Deadlines: one timer handle, for what the state says
 
     cdef int _arm(self, double delay) except -1:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = self.loop.call_later(max(delay, 0.0), self._on_timer)
+        try:
+            self._disarm()
+            self.timer = self.loop.call_later(max(delay, 0.0), self._on_timer)
+        except MemoryError as error:
+            # Without its deadline the connection might stay for ever.
+            self._set_cause(WSDisconnectCause.NETWORK_ERROR, error)
+            self.stream.drop()
         return 0
 
     cdef int _disarm(self) except -1:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        timer = self.timer
+        self.timer = None
+        if timer is not None:
+            timer.cancel()
         return 0
 
     cdef int _arm_closing(self) except -1:
@@ -1104,17 +1109,29 @@ cdef class WSTransport(FrameSender):
     cdef int stream_closed(self) except -1:
         """Everything the stream held is released. Comes once."""
         cdef WSListener listener = self.ws_listener
-        self._disarm()
-        self._forget_pong()
         self.receiving = False
         if self.disconnect_cause is None:
             self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
         self.state_code = CLOSING
-        self._tell_closing()
+        try:
+            self._disarm()
+            self._forget_pong()
+            self._tell_closing()
+        finally:
+            self._told_closing(listener)
+        return 0
+
+    cdef int _told_closing(self, WSListener listener) except -1:
         self.state_code = CLOSED
         self.is_disconnected = True
         self.handshake = self.listener_factory = self.frame_method = self.listener_state = None
-        self._end_outbox()
+        try:
+            self._end_outbox()
+        finally:
+            self._tell_disconnected(listener)
+        return 0
+
+    cdef int _tell_disconnected(self, WSListener listener) except -1:
         try:
             if listener is not None:
                 (<object> listener).on_ws_disconnected(self)

@@ -248,9 +248,9 @@ class Line:
         lost = {(e.source, e.number) for e in required if e.taken} - set(arrived)
         events = self.listener.events
         if may_fail and (self.ending is not None or self.transport.state != WSState.OPEN):
-            assert events.count("disconnected") == 1
-            assert self.transport.state == WSState.CLOSED
-            assert self.peer.ended
+            assert events.count("disconnected") == 1, events
+            assert self.transport.state == WSState.CLOSED, self.transport
+            assert self.peer.ended, "the peer was not told"
             return
         if self.ending is None:
             assert self.transport.state == WSState.OPEN, (

@@ -133,6 +133,16 @@ ENDING = (close, disconnect, close_stream, abort, abort_stream)
 ACTS = (*REPEATED, *ENDING)
 
 
+def timers_are_sorted():
+    """Whether asyncio's heap of timers is being put in order, which bears no new one meanwhile."""
+    names = []
+    frame = sys._getframe(1)
+    while frame is not None and len(names) < 8:
+        names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return "__lt__" in names
+
+
 class Firing:
     """Calls the act in some of the moments: an ending one in one of them only."""
 
@@ -146,7 +156,7 @@ class Firing:
         self.errors = []
 
     def __call__(self):
-        if self.inside or not self.left:
+        if self.inside or not self.left or timers_are_sorted():
             return
         self.moments += 1
         if self.moments <= self.at or (self.moments - self.at) % self.stride:

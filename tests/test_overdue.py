@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 
@@ -15,7 +16,7 @@ import picows_fast
 from picows_fast import WSAutoPingStrategy, WSDisconnectCause, WSMsgType, WSState
 from picows_fast.net.overdue import Overdue
 
-from .peers import UPGRADE_REQUEST, check_end, listening_socket
+from .peers import UPGRADE_REQUEST, Peer, check_end, connect_socket, listening_socket
 from .support import (
     Recorder,
     accept_response,
@@ -103,6 +104,27 @@ def block(seconds):
     time.sleep(seconds)
 
 
+async def held_up(act, seconds):
+    """Have this happen while the event loop is held up, in a callback for a descriptor: timers may
+    come next.
+    """
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    ours, theirs = socket.socketpair()
+
+    def on_readable():
+        loop.remove_reader(ours)
+        act()
+        block(seconds)
+        done.set_result(None)
+
+    with ours, theirs:
+        ours.setblocking(False)
+        loop.add_reader(ours, on_readable)
+        theirs.send(b"x")
+        await done
+
+
 class Slow(Recorder):
     """A callback that takes longer than every deadline, while the peer answers."""
 
@@ -183,14 +205,36 @@ async def test_a_request_that_lies_unread(io_options):
         late = socket.create_connection(address(url))
         with silent, late:
             await asyncio.sleep(0.03)  # they are accepted
-            late.sendall(UPGRADE_REQUEST)
-            block(0.2)
+            await held_up(lambda: late.sendall(UPGRADE_REQUEST), 0.2)
             answers = []
             for sock in (late, silent):
                 sock.setblocking(False)
                 answers.append(await asyncio.get_running_loop().sock_recv(sock, 100))
     assert answers[0].startswith(b"HTTP/1.1 101 ")
     assert answers[1].startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_tls_flight_that_lies_unread(server_tls, client_tls, io_options):
+    """The client's Finished comes while the server is held up."""
+    async with serving(
+        lambda request: Recorder(),
+        tls=server_tls,
+        ssl_handshake_timeout=0.3,
+        websocket_handshake_timeout=None,
+        **io_options,
+    ) as url:
+        peer = Peer(await connect_socket(address(url)), is_client=True, context=client_tls)
+        while True:
+            try:
+                peer.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await peer.send_raw(peer.encrypt(b""))
+                await peer._receive()
+        await held_up(lambda: peer.sock.send(peer.encrypt(b"")), 0.4)
+        await peer.send_bytes(UPGRADE_REQUEST)
+        assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
+        peer.close()
 
 
 async def test_a_response_that_lies_unread(io_options):

@@ -46,6 +46,8 @@ EXTENSIONS = (
     "net.tls",
     "net.direct_tls",
     "net.foreign",
+    "protocol.messages",
+    "protocol.connection",
     "layers.messages",
     "layers.broadcast",
     "layers.histogram",

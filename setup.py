@@ -28,6 +28,8 @@ modules = [
     "net.stream",
     "net.tls",
     "net.foreign",
+    "protocol.messages",
+    "protocol.connection",
     "layers.messages",
     "layers.broadcast",
     "layers.histogram",

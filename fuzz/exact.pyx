@@ -10,7 +10,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from picows_fast.codec cimport FrameParser, WSFrame, new_frame
-from picows_fast.layers.messages cimport MessageAssembler
+from picows_fast.protocol.messages cimport MessageAssembler
 
 from picows_fast import WSPeerProtocolError
 

@@ -83,16 +83,33 @@ ALLOWED: dict[str, set[str]] = {
     "layers.hdr_encoding": set(),
     "layers.histogram": {"layers.hdr_encoding"},
     "layers.broadcast": {"codec", "net", "net.stream", "states", "sending", "core"},
-    "layers.messages": {"wire", "codec", "net", "net.stream", "callbacks", "core", "exceptions"},
+    "protocol": set(),
+    "protocol.messages": {"protocol", "wire", "codec", "exceptions"},
+    "protocol.connection": {"protocol", "protocol.messages", "wire", "codec", "exceptions"}
+    | {"keepalive", "states"},
+    "layers.messages": {"protocol", "protocol.messages"}
+    | {"wire", "codec", "net", "net.stream", "callbacks", "core", "exceptions"},
 }
 # What is not below anybody: the package's front door and the command line.
 TOP = {"", "__main__", "cli"}
 
 # These do no I/O: bytes and a clock are handed to them.
-SANS_IO = {"codec", "handshake", "http_messages", "origins", "url", "keepalive", "states"} | {
+SANS_IO = {
+    "protocol.messages",
+    "protocol.connection",
+    "codec",
+    "handshake",
+    "http_messages",
+    "origins",
+    "url",
+    "keepalive",
+    "states",
+} | {
     "subprotocols",
     "connections",
     "proxy_protocol",
+    "protocol.connection",
+    "protocol.messages",
     "exceptions",
     "upgrade_request",
 }
@@ -278,6 +295,7 @@ def test_declarations_need_no_header():
         "sending.pxd",
         "traffic.pxd",
         "net/stream.pxd",
+        "protocol/messages.pxd",
         "layers/messages.pxd",
         "layers/broadcast.pxd",
         "layers/histogram.pxd",

@@ -26,6 +26,7 @@ COVERED_BY = {
     "_version": "test_packaging",
     "layers/__init__": "test_layering",
     "net/__init__": "test_layering",
+    "protocol/__init__": "test_layering",
     # What is in it is inherited, called or held by a connection, and tested on one.
     "callbacks": "test_callback_errors",
     "sending": "test_core",

@@ -58,7 +58,7 @@ class Variant(NamedTuple):
 VARIANTS = [
     Variant(*parts)
     for parts in itertools.product(("server", "client"), ("plain", "tls"), ("asyncio", "uvloop"))
-]
+] + [Variant(side, "plain", "sockets") for side in ("server", "client")]
 
 
 class Files(NamedTuple):

@@ -1,0 +1,19 @@
+from typing import final
+
+from typing_extensions import disjoint_base
+
+from ..codec import WSFrame
+
+@disjoint_base
+class JoinedPayload: ...
+
+@final
+class MessageAssembler:
+    @property
+    def max_message_size(self) -> int: ...
+    @property
+    def max_fragments(self) -> int: ...
+    @property
+    def buffered(self) -> int: ...
+    def __init__(self, *, max_message_size: int = ..., max_fragments: int = ...) -> None: ...
+    def add(self, frame: WSFrame) -> WSFrame | None: ...

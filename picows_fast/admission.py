@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -238,6 +239,9 @@ class Admission:
         if reason is None:
             return False
         turn_away(_refusal_bytes(reason) if self._options.ssl is None else None)
+        if self._logger.isEnabledFor(logging.INFO):
+            who = "a connection" if key is None else f"a connection from {key}"
+            self._logger.info("%s was turned away before its request: %s", who, reason)
         return True
 
 

@@ -118,7 +118,8 @@ cdef class WSListener:
         """
 
     cpdef on_ws_closing(self, WSTransport transport):
-        """The end has begun: the state is CLOSING, whoever began it, and ``disconnect_cause`` says why.
+        """The end has begun: the state is CLOSING, whoever began it. ``disconnect_cause`` says why; it is None behind
+        our own CLOSE.
 
         Comes once, before on_ws_disconnected. If the peer's CLOSE began it, that frame reaches on_ws_frame after
         this, and frames can still be sent until it is answered; else nothing more can be sent. If the connection is

@@ -123,6 +123,24 @@ async def test_refusals(caplog: pytest.LogCaptureFixture) -> None:
     assert "127.0.0.1:" in answered
 
 
+async def test_connections_that_are_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(lambda request: Echo(), max_connections_per_ip=1) as url:
+        writers = []
+        for _ in range(33):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", picows_fast.parse_url(url).port
+            )
+            writers.append(writer)
+        assert (await reader.read()).startswith(b"HTTP/1.1 429 ")
+        for writer in writers:
+            writer.close()
+    (line,) = [line for line in logged(caplog, "server", logging.INFO) if "turned away" in line]
+    assert line == (
+        "a connection from 127.0.0.1 was turned away before its request: max_connections_per_ip"
+    )
+
+
 @pytest.mark.parametrize("side", ["client", "server"])
 async def test_what_breaks_the_protocol_is_told_at_once(
     side: str, caplog: pytest.LogCaptureFixture

@@ -516,7 +516,7 @@ cdef class WSTransport(FrameSender):
         cdef Py_ssize_t used = 0
         cdef Py_ssize_t taken
         # A loop inside a callback may bring the connection to its end, which would free what is being called.
-        cdef WSListener listener = self.ws_listener
+        cdef WSListener _listener = self.ws_listener
         if parser.close_received:
             return size     # nothing behind a CLOSE counts (RFC 6455 5.5.1)
         if self.timed:
@@ -967,7 +967,7 @@ cdef class WSTransport(FrameSender):
 
     cdef int _callback_failed(self, error, str method) except -1:
         """A listener's method raised."""
-        cdef bint fatal, ends, told
+        cdef bint fatal, ends
         if isinstance(error, WSPeerProtocolError):
             return self._peer_failed(error)     # found by a listener, and the peer's doing all the same
         if isinstance(error, WSConnectionClosedError) and (not self._can_send() or self.stream.write_failed):

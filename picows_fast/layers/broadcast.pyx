@@ -605,7 +605,7 @@ cdef class _ClientOutbox(_Outbox):
         cdef Subscription subscription
         cdef PyObject *last = NULL
         cdef Py_ssize_t number
-        cdef list departed      # freed last: that may run weakref callbacks
+        cdef list _departed     # freed last: that may run weakref callbacks
         if self.pins:
             return 0
         if self.live == 0:
@@ -629,7 +629,7 @@ cdef class _ClientOutbox(_Outbox):
             PyMem_Free(self.entries)
             self.entries = NULL
             self.capacity = 0
-        departed = self.departed
+        _departed = self.departed
         self.departed = None
         return 0
 
@@ -898,8 +898,8 @@ cdef class Channel:
     Read-only attributes, besides what it was made with (``joins_turn`` is what join_turn was):
 
     - ``messages``: calls of :meth:`publish`
-    - ``published``, ``sent``, ``conflated``, ``dropped``, ``discarded``, ``waiting``: sums over all subscriptions, those
-      that have ended included
+    - ``published``, ``sent``, ``conflated``, ``dropped``, ``discarded``, ``waiting``: sums over all subscriptions,
+      those that have ended included
     - ``slow``: subscriptions that have messages waiting for a client that is behind
     - ``closed_slow``: connections that the CLOSE policy has ended, or CONFLATE's limits
     """
@@ -1130,8 +1130,8 @@ cdef class Channel:
         The messages of one thread are published in order.
 
         Before the first subscriber has told the event loop, as between two loops, it goes to nobody, as
-        :meth:`publish` without subscribers. With ``Channel(loop=...)`` a client that subscribes before the loop comes to
-        it gets it.
+        :meth:`publish` without subscribers. With ``Channel(loop=...)`` a client that subscribes before the loop comes
+        to it gets it.
 
         :raises RuntimeError: the loop of the subscribers is closed
         """

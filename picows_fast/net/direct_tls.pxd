@@ -33,8 +33,8 @@ cdef class DirectTlsStream(TcpStream):
         object tls                  # ssl.SSLObject
         object view                 # of it, for others
         bytearray held              # written, but not made into records yet: during a handshake, or corked
-        # A call of `ssl` is under way that may run anybody's code: no other may begin meanwhile. `end_wanted`: the stream
-        # was to be ended in that time.
+        # A call of `ssl` is under way that may run anybody's code: no other may begin meanwhile. `end_wanted`: the
+        # stream was to be ended in that time.
         bint calling, end_wanted
         bint handshaking
         bint may_renegotiate        # TLS 1.2 or older, in which a handshake may begin anew

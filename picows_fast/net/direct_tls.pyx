@@ -10,9 +10,9 @@ the OpenSSL that the ``ssl`` module has loaded, without a Python call.
 Where that cannot be had with certainty (:data:`AVAILABLE` is False, or :meth:`DirectTlsStream.create` returns None),
 ``tls.TlsStream`` does the same by public means.
 
-Some calls into OpenSSL can run anybody's code: those of a handshake, be it the first or a later one of TLS 1.2, call back
-into Python (SNI, pre-shared keys), and a handshake goes through the ``ssl`` module. Such a call is given no memory that
-others use, and while it runs, nothing else calls the same SSL object. All others run no Python code.
+Some calls into OpenSSL can run anybody's code: those of a handshake, be it the first or a later one of TLS 1.2, call
+back into Python (SNI, pre-shared keys), and a handshake goes through the ``ssl`` module. Such a call is given no memory
+that others use, and while it runs, nothing else calls the same SSL object. All others run no Python code.
 """
 
 import ssl as ssl_module
@@ -118,7 +118,7 @@ cdef object _socket_type = None
 
 
 def is_openssl(version):
-    """Whether a library that calls itself this is OpenSSL. Others have its functions, and "OpenSSL" in their version."""
+    """Whether a library that calls itself this is OpenSSL. Others have its functions, and its name in their version."""
     return version.startswith("OpenSSL ") and "compatible" not in version
 
 
@@ -158,7 +158,8 @@ cdef object openssl_error(unsigned long noted):
 def _calls_into_python(tls, context):
     """Whether reading and writing call Python code that would be passed over, or that nothing here is prepared for."""
     return getattr(context, "_msg_callback", None) is not None or any(
-        getattr(type(tls), name, None) is not getattr(ssl_module.SSLObject, name) for name in ("read", "write", "unwrap")
+        getattr(type(tls), name, None) is not getattr(ssl_module.SSLObject, name)
+        for name in ("read", "write", "unwrap")
     )
 
 
@@ -366,8 +367,8 @@ cdef class DirectTlsStream(TcpStream):
         return filled > 0
 
     cdef bint _read_with_care(self) except -1:
-        """The same where OpenSSL may call back in the midst of a read: what that runs can read and write as it likes, but
-        not what is on this stack."""
+        """The same where OpenSSL may call back in the midst of a read: what that runs can read and write as it likes,
+        but not what is on this stack."""
         cdef uint8_t[RECORD_SIZE] record
         cdef Py_ssize_t filled, answered
         cdef Py_ssize_t done = 0
@@ -406,8 +407,8 @@ cdef class DirectTlsStream(TcpStream):
 
     @cython.final
     cdef Py_ssize_t _read_into(self, uint8_t *where, Py_ssize_t room) noexcept:
-        """Read records until there is no room, or there are no more. Returns how many bytes came; how the stream ended is
-        noted."""
+        """Read records until there is no room, or there are no more. Returns how many bytes came; how the stream ended
+        is noted."""
         cdef Py_ssize_t filled = 0
         cdef int size
         while filled < room:
@@ -628,7 +629,7 @@ cdef class DirectTlsStream(TcpStream):
 
     @cython.final
     cdef int _put_records(self) except -1:
-        """Send what TLS has written so far, or put it behind the backlog. Runs no Python code, unless memory is lacking."""
+        """Send what TLS has written so far, or put it behind the backlog. Runs no Python code, unless out of memory."""
         cdef Py_ssize_t size = <Py_ssize_t> self.records.filled
         self.records.filled = 0
         return self.put(self.records.data, size)
@@ -666,7 +667,9 @@ cdef class DirectTlsStream(TcpStream):
         self._flush_held()
         if self.closing:
             return 0
-        if PyByteArray_GET_SIZE(self.held) and not (self.handshaking or self.failed or self.send_error or self.read_over):
+        if PyByteArray_GET_SIZE(self.held) and not (
+            self.handshaking or self.failed or self.send_error or self.read_over
+        ):
             # TLS takes it when it has read the rest of a renegotiation. What else it reads is thrown away.
             self.closing = True
             self.pending = None

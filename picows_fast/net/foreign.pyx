@@ -377,8 +377,8 @@ cdef class ForeignStream(ByteStream):
         return self.drop()
 
     cdef bint _has_failed(self) except -1:
-        """Whether the transport ends by itself, which connection_lost() tells some turns later. asyncio's logs a warning
-        of each write from then on."""
+        """Whether the transport ends by itself, which connection_lost() tells some turns later. asyncio's logs a
+        warning of each write from then on."""
         if self.lost or (self.transport is not None and not self.closing and self.transport.is_closing()):
             self.write_failed = True
         return self.write_failed

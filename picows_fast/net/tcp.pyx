@@ -208,7 +208,7 @@ cdef class SocketView:
         :raises ValueError: value is not 0
         """
         if value != 0:
-            raise ValueError(f"settimeout(): the socket of a connection never blocks, so value must be 0, got {value!r}")
+            raise ValueError(f"settimeout(): the socket of a connection never blocks: value must be 0, got {value!r}")
 
     def setblocking(self, flag):
         """Accept False only.

@@ -12,10 +12,10 @@ cdef class TlsStream(ByteStream):
         object outgoing         # ssl.MemoryBIO: records to send
         object tls              # ssl.SSLObject
         object view             # of it, for others
-        # A call of `tls` is under way, or what it made is being given to the stream below. It may run anybody's code, and
-        # no other may begin meanwhile. `again`: something was to be done in that time.
+        # A call of `tls` is under way, or what it made is being given to the stream below. It may run anybody's code,
+        # and no other may begin meanwhile. `again`: something was to be done in that time.
         bint calling, again
-        bytes message           # what stands before the backlog: TLS has taken message_done bytes of it; None if nothing does
+        bytes message           # what stands before the backlog: TLS has taken message_done bytes of it; or None
         Py_ssize_t message_done
         bint handshaking
         bint close_notify_seen

@@ -8,9 +8,9 @@ descriptor: TCP, a foreign transport, or another TLS stream (a proxy reached ove
 
 Owns the order of events of one TLS connection, among them what a read or write that needs the other direction does.
 
-Each call of the ``ssl`` module can run anybody's code: a subclass of ``ssl.SSLObject``, a signal handler, a finalizer. So
-such a call is given objects that own their memory, and while it runs, nothing else calls the same SSL object: what is
-asked for meanwhile is done afterwards.
+Each call of the ``ssl`` module can run anybody's code: a subclass of ``ssl.SSLObject``, a signal handler, a finalizer.
+So such a call is given objects that own their memory, and while it runs, nothing else calls the same SSL object: what
+is asked for meanwhile is done afterwards.
 """
 
 import io
@@ -54,7 +54,7 @@ TLS_INFO = {
 
 
 cdef class TlsView:
-    """What ``get_extra_info("ssl_object")`` gives: a connection's :class:`ssl.SSLObject`, to be asked and not to be used.
+    """What ``get_extra_info("ssl_object")`` gives: a connection's :class:`ssl.SSLObject`, to be asked, not used.
 
     Everything can be asked that the SSL object tells, also after the end. What would read, write or change something
     raises :class:`io.UnsupportedOperation`, which is an OSError, or AttributeError.
@@ -72,7 +72,7 @@ cdef class TlsView:
     def __getattr__(self, name):
         if name in USED_BY_THE_STREAM:
             raise io.UnsupportedOperation(
-                f"ssl_object.{name}: the connection reads and writes by itself; use send() and disconnect() of its transport"
+                f"ssl_object.{name}: the connection reads and writes by itself; use transport.send() and disconnect()"
             )
         return getattr(self.tls, name)
 
@@ -523,8 +523,8 @@ cdef class TlsStream(ByteStream):
         return self.flush()
 
     cdef int _shut(self) except -1:
-        """Send our close_notify, then let the stream below end in order: what comes until the peer's FIN is thrown away,
-        as it does not matter whether it is good TLS."""
+        """Send our close_notify, then let the stream below end in order: what comes until the peer's FIN is thrown
+        away, as it does not matter whether it is good TLS."""
         if self.shut:
             return 0
         self.shut = self.calling = True

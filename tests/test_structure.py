@@ -62,7 +62,7 @@ COVERED_BY = {
 # More lines than a file should have, and why.
 LONG = {
     "picows_fast/core.pyx": 1400,  # docs/architecture.md, the last decision
-    "picows_fast/layers/broadcast.pyx": 1220,  # likewise
+    "picows_fast/layers/broadcast.pyx": 1250,  # likewise
 }
 
 

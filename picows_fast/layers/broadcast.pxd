@@ -69,6 +69,7 @@ cdef class _ClientOutbox(_Outbox):
 
     cdef int put(self, Subscription subscription, _Message message) except -1
     cdef int put_anyway(self, Subscription subscription, _Message message) except -1
+    cdef bint has_place(self, Subscription subscription, _Message message) except -1
     cdef bint make_room(self, Subscription subscription, _Message message) except -1
     cdef int refuse(self, Subscription subscription, _Message message) except -1
     cdef int drop_oldest(self, Subscription subscription) except -1

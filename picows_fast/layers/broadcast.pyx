@@ -203,18 +203,26 @@ cdef class _ClientOutbox(_Outbox):
                 or subscription.waiting_bytes + PyBytes_GET_SIZE(message.frame) > subscription.max_bytes):
             if not self.make_room(subscription, message):
                 return 0
-        self.put_anyway(subscription, message)
+        if self.end - self.first == self.capacity and not self.has_place(subscription, message):
+            return 0
+        self.append(subscription, message)
         if subscription.policy == SlowConsumer.DROP_OLDEST and self.behind_since:
             self.drop_oldest(subscription)
         return 0
 
     cdef int put_anyway(self, Subscription subscription, _Message message) except -1:
         """The same beyond the limits, but for those of memory."""
-        if self.end - self.first == self.capacity and not self.reserve(1):
-            return self.refuse(subscription, message)
-        if not subscription.is_active:
-            return count_discarded(subscription)
-        return self.append(subscription, message)
+        return self.append(subscription, message) if self.has_place(subscription, message) else 0
+
+    cdef bint has_place(self, Subscription subscription, _Message message) except -1:
+        """Make room for one entry. Returns whether there is; if not, the message has been counted."""
+        if not self.reserve(1):
+            self.refuse(subscription, message)
+            return False
+        if not subscription.is_active:      # reserve() may run weakref callbacks
+            count_discarded(subscription)
+            return False
+        return True
 
     cdef bint make_room(self, Subscription subscription, _Message message) except -1:
         """The limits would be exceeded. Returns whether the message is to be kept; if not, it has been counted."""

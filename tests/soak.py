@@ -3,7 +3,8 @@
 Our servers over each kind of stream, with clients of ours, of websockets and of aiohttp, and ones
 that break every rule; servers of websockets and aiohttp with clients of ours. Every message comes
 back, so its order and content are compared. About once a minute the clients are left to end, and
-what is open then must be what was open after the warm-up.
+what is open then must be what was open after the warm-up. Meanwhile the handler of a signal
+sends on any of the connections, in the midst of whatever is done then.
 
 The random choices follow from the seed, which is printed; what they meet depends on timing.
 """
@@ -19,6 +20,7 @@ import importlib
 import logging
 import os
 import random
+import signal
 import ssl
 import sys
 import time
@@ -34,7 +36,7 @@ import websockets.asyncio.server
 import websockets.exceptions
 
 import picows_fast
-from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
+from picows_fast import WSFrame, WSListener, WSMsgType, WSState, WSTransport
 from picows_fast.layers.messages import WSMessageListener
 
 from .adversity.checks import KIB, MIB, resident_bytes
@@ -47,6 +49,7 @@ ROUND = 60.0  # seconds between two checks
 PATIENCE = 30.0  # seconds for anything that must happen
 GROWTH = 32 * MIB  # bytes that the process may occupy more than after the warm-up
 BACKLOG = 16 * MIB
+SIGNALS = 0.003  # seconds between two signals
 
 #: What may end a client's connection while its server is restarted.
 EXPECTED = (
@@ -160,14 +163,16 @@ class Expecting:
     def __init__(self, choices: random.Random) -> None:
         self.choices = choices
         self.sent = 0
+        self.sending = False  # a message, which no other one may come between
         self.waiting: collections.deque[str | bytes] = collections.deque()
         self.changed = asyncio.Event()
 
-    def make(self) -> str | bytes:
-        """The next message, of any size; it begins with its number."""
-        size = self.choices.choice(SIZES)
-        if self.choices.random() < 0.02:
-            size = self.choices.randrange(1_500_000)
+    def make(self, size: int | None = None) -> str | bytes:
+        """The next message, of this size or any; it begins with its number."""
+        if size is None:
+            size = self.choices.choice(SIZES)
+            if self.choices.random() < 0.02:
+                size = self.choices.randrange(1_500_000)
         self.sent += 1
         counts["messages"] += 1
         counts["bytes"] += size
@@ -314,6 +319,9 @@ async def aiohttp_server(stack: contextlib.AsyncExitStack) -> TheirServer:
 class Soak:
     def __init__(self, choices: random.Random) -> None:
         self.choices = choices
+        self.signalled = random.Random(choices.random())
+        self.handling = False
+        self.talking: list[tuple[WSTransport, Expecting]] = []
 
     async def run(self, seconds: float) -> None:
         authority = trustme.CA()
@@ -441,7 +449,38 @@ class Soak:
             else:
                 await self.echoed(listener, expecting)
 
+    def on_signal(self, *_: object) -> None:
+        """Send a message on a connection of ours, or a ping in the midst of another message."""
+        if self.handling:
+            return  # a handler is interrupted by the next signal, too
+        self.handling = True
+        try:
+            self.send_anywhere()
+        finally:
+            self.handling = False
+
+    def send_anywhere(self) -> None:
+        counts["signals"] += 1
+        served = list(others.values())
+        if served and self.signalled.random() < 0.5:
+            self.signalled.choice(served).transport.send_ping(b"by signal")
+        elif self.talking:
+            transport, expecting = self.signalled.choice(self.talking)
+            if expecting.sending:
+                transport.send_ping(b"by signal")
+            elif transport.state == WSState.OPEN:
+                message = expecting.make(self.signalled.choice((0, 100, 5000)))
+                is_text = isinstance(message, str)
+                transport.send(WSMsgType.TEXT if is_text else WSMsgType.BINARY, message)
+
     def send(self, transport: WSTransport, expecting: Expecting) -> None:
+        expecting.sending = True
+        try:
+            self.send_message(transport, expecting)
+        finally:
+            expecting.sending = False
+
+    def send_message(self, transport: WSTransport, expecting: Expecting) -> None:
         message = expecting.make()
         kind = WSMsgType.TEXT if isinstance(message, str) else WSMsgType.BINARY
         data = message.encode() if isinstance(message, str) else message
@@ -475,7 +514,11 @@ class Soak:
             return
         done: list[int] = []
         try:
-            await self.talk(transport, listener, expecting, done)
+            self.talking.append((transport, expecting))
+            try:
+                await self.talk(transport, listener, expecting, done)
+            finally:
+                self.talking.remove((transport, expecting))
             how = self.choices.random()
             if how < 0.6:
                 await self.echoed(listener, expecting)
@@ -635,11 +678,17 @@ def main() -> None:
     soak = Soak(random.Random(seed))
     loop = importlib.import_module(arguments.loop).new_event_loop()
     try:
+        signal.signal(signal.SIGALRM, soak.on_signal)
+        signal.setitimer(signal.ITIMER_REAL, SIGNALS, SIGNALS)
         loop.run_until_complete(soak.run(arguments.seconds))
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         loop.close()
     names = ", ".join(f"{counts[kind.__name__]:,} {kind.__name__}" for kind in KINDS)
-    print(f"clients: {names}; {counts['WARNING']} warnings, {len(failures)} failures, seed {seed}")
+    print(
+        f"clients: {names}; {counts['signals']:,} signals, {counts['WARNING']} warnings, "
+        f"{len(failures)} failures, seed {seed}"
+    )
     sys.exit(bool(failures))
 
 

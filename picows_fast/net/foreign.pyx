@@ -407,7 +407,8 @@ cdef class ForeignStream(ByteStream):
 
     cdef int note_writing_paused(self, bint paused) except -1:
         self.writing_paused = paused
-        return self._set_transport_limits()
+        self._set_transport_limits()
+        return self._look_later()
 
     cdef Py_ssize_t backlog_size(self) noexcept:
         cdef Py_ssize_t size = self.backlog_end - self.backlog_start

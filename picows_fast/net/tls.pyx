@@ -485,7 +485,9 @@ cdef class TlsStream(ByteStream):
 
     cdef int check_high_watermark(self) except -1:
         ByteStream.check_high_watermark(self)
-        return self.lower.note_writing_paused(self.writing_paused)
+        self.lower.note_writing_paused(self.writing_paused)
+        # It may have sent everything in the midst of that, when it did not know yet that somebody waits.
+        return self.backlog_sent(0) if self.writing_paused else 0
 
     cdef int note_writing_paused(self, bint paused) except -1:
         self.writing_paused = paused

@@ -21,7 +21,8 @@ static void pf_explain_first(const char *name, PyObject *const *args, Py_ssize_t
     if (count != 0 && PyIndex_Check(args[0]))
         return;
     PyErr_Clear();
-    PyErr_Format(PyExc_TypeError, "%s() takes a WSMsgType first, then the message, as in %s(WSMsgType.TEXT, \"hello\"); "
+    PyErr_Format(PyExc_TypeError,
+                 "%s() takes a WSMsgType first, then the message, as in %s(WSMsgType.TEXT, \"hello\"); "
                  "got %.100s first", name, name, count == 0 ? "nothing" : Py_TYPE(args[0])->tp_name);
 }
 

@@ -194,5 +194,4 @@ async def test_backlog_for_a_stalled_link(contexts, io_options, way, caplog):
             assert transport.write_backlog == 0
     assert transport.disconnect_cause == Cause.WRITE_BACKLOG
     assert client.events.count("disconnected") == 1
-    # That is worth a warning: the application should have minded pause_writing().
-    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]

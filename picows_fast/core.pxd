@@ -17,6 +17,13 @@ cpdef enum WSAutoPingStrategy:
     PING_PERIODICALLY = 2
 
 
+# Who pauses reading: a connection reads when nobody does.
+cdef enum PauseOwner:
+    USER = 1            # pause_reading()
+    QUEUE = 2           # a layer whose queue is full
+    HANDSHAKE = 4       # bytes behind a request that is not answered yet
+
+
 # What Python.h calls vectorcallfunc.
 ctypedef object (*Vectorcall)(PyObject *function, PyObject *const *args, size_t nargsf, PyObject *kwnames)
 
@@ -77,6 +84,7 @@ cdef class WSTransport(FrameSender):
         # frames in
         FrameParser parser
         bint receiving              # frames are given out: not paused, not being ended
+        int pause_owners            # who pauses reading: PauseOwner bits; 0: nobody
         ListenerCall frame_call
         object frame_method         # the bound method for CALL_PYTHON, the function for CALL_FUNCTION
         Vectorcall frame_function
@@ -120,7 +128,14 @@ cdef class WSTransport(FrameSender):
     cpdef pause_reading(self)
     cpdef resume_reading(self)
 
+    # --- internal: for picows_fast.layers and the opening handshake
+    # Stop receiving until the same owner resumes, and nobody else pauses. Each does nothing when called twice, and
+    # behind our CLOSE, which resumes for all owners: the peer's is awaited.
+    cdef int pause_for(self, PauseOwner owner) except -1
+    cdef int resume_for(self, PauseOwner owner) except -1
+
     # --- internal
+    cdef int _read_again(self) except -1
     cdef int _answer_ping(self, WSFrame frame) except -1
     cdef bint _must_hold_pong(self) noexcept
     cdef int _send_pong(self, const uint8_t *payload, Py_ssize_t size) except -1

@@ -217,8 +217,8 @@ cdef class WSTransport(FrameSender):
 
     @property
     def is_reading_paused(self):
-        """bool: whether pause_reading() is in effect."""
-        return self.stream is not None and self.stream.reading_paused
+        """bool: whether reading is paused, by pause_reading() or by a layer whose queue is full."""
+        return self.pause_owners != 0
 
     def stats(self):
         """Return what was counted so far, and what is now, as :class:`TransportStats`; also after the end."""
@@ -255,26 +255,54 @@ cdef class WSTransport(FrameSender):
     cpdef pause_reading(self):
         """Stop receiving: no frame is given out until :meth:`resume_reading`, and TCP slows the peer down.
 
-        The peer's PONGs and CLOSE are not seen either, so auto-ping does not count this time.
+        The peer's PONGs and CLOSE are not seen either, so auto-ping does not count this time. Calling it twice does
+        nothing more.
+
+        :raises RuntimeError: called from another thread
         """
         self._check_thread("pause_reading")
-        if self.state_code == OPEN and not self.stream.reading_paused:
-            self.stream.pause()
-            self.receiving = False
-            self.reading_pauses += 1
-            if self.timed:
-                self.auto_ping.paused(pf_monotonic())
+        if self.state_code == OPEN:
+            self.pause_for(PauseOwner.USER)
 
     cpdef resume_reading(self):
-        """Receive again; frames that had arrived already come first."""
+        """Receive again; frames that had arrived already come first.
+
+        A layer that has paused reading for its own queue goes on pausing it.
+
+        :raises RuntimeError: called from another thread
+        """
         self._check_thread("resume_reading")
-        if self.stream is not None and self.stream.reading_paused and not self.stream.closing:
-            self.receiving = True
-            if self.timed:
-                self.auto_ping.resumed(pf_monotonic(), self.last_received)
-                if self.timer is None:
-                    self._arm_ping()
-            self.stream.resume()
+        self.resume_for(PauseOwner.USER)
+
+    cdef int pause_for(self, PauseOwner owner) except -1:
+        cdef int others = self.pause_owners
+        if others & owner or self.state_code > OPEN or self.stream.closing:
+            return 0
+        self.pause_owners |= owner
+        if others == 0:
+            self.receiving = False
+            self.reading_pauses += 1
+            self.stream.pause()
+            if self.timed and self.pause_owners:
+                self.auto_ping.paused(pf_monotonic())
+        return 0
+
+    cdef int resume_for(self, PauseOwner owner) except -1:
+        if not self.pause_owners & owner or self.stream.closing:
+            return 0
+        self.pause_owners &= ~owner
+        return 0 if self.pause_owners else self._read_again()
+
+    cdef int _read_again(self) except -1:
+        """Nobody pauses reading any more."""
+        self.pause_owners = 0
+        self.receiving = self.state_code != CONNECTING
+        if self.timed:
+            self.auto_ping.resumed(pf_monotonic(), self.last_received)
+            if self.timer is None:
+                self._arm_ping()
+        self.stream.resume()
+        return 0
 
     cpdef disconnect(self, bint graceful=True):
         """End the connection without a closing handshake; send CLOSE first to have one. No frame comes any more.
@@ -438,7 +466,7 @@ cdef class WSTransport(FrameSender):
         self.handshake = None
         self.listener_factory = None
         self.state_code = OPEN
-        self.receiving = True
+        self.receiving = self.pause_owners == 0
         self.stream.coalescing = options.coalesce_writes
         self.connected_at = self.last_received = pf_monotonic()
         if options.enable_auto_ping:
@@ -447,6 +475,8 @@ cdef class WSTransport(FrameSender):
                 int(options.auto_ping_strategy), options.auto_ping_idle_timeout, options.auto_ping_reply_timeout,
                 self.last_received,
             )
+            if self.pause_owners:
+                self.auto_ping.paused(self.last_received)
             self._arm_ping()
         if self.server is not None:
             self.server.connection_opened(self)
@@ -700,10 +730,8 @@ cdef class WSTransport(FrameSender):
         if self.close_handshake.recv_then_sent:
             return self._after_close_received()
         self._arm_closing()
-        if self.stream.reading_paused:
-            # The peer's CLOSE may be behind data, all of which is dropped now.
-            self.receiving = True
-            self.stream.resume()
+        if self.pause_owners:
+            self._read_again()      # the peer's CLOSE may be behind data, all of which is dropped now
         return self._tell_closing()
 
     cdef int _after_close_received(self) except -1:

@@ -51,7 +51,7 @@ from .stats import FrameCount, TrafficStats, TransportStats
 from .url import WSParsedURL, parse_url
 
 # A free-threaded interpreter has turned the GIL on for the modules above, unless told not to.
-if hasattr(_sys, "_is_gil_enabled") and not _sys._is_gil_enabled():
+if not getattr(_sys, "_is_gil_enabled", lambda: True)():
     raise ImportError("picows_fast needs the GIL: run Python without PYTHON_GIL=0 and -X gil=0")
 
 __all__ = [

@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from picows_fast import WSMsgType, WSTransport
 
@@ -126,7 +127,8 @@ async def run(args: argparse.Namespace, writer: FeedWriter) -> int:
         finally:
             ended.cancel()
             enough.cancel()
-            await asyncio.gather(*others, ended, enough, return_exceptions=True)
+            tasks: list[asyncio.Task[Any]] = [*others, ended, enough]
+            await asyncio.gather(*tasks, return_exceptions=True)
             has_file = _complete(writer, recorder)
     return code if has_file else code or 1
 

@@ -2,16 +2,14 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Whole messages for a listener: fragments joined within limits, text checked as it arrives (RFC 6455 5.4, 8.1).
 
-:class:`WSMessageListener` is for connections; :class:`MessageAssembler`, in ``protocol.messages``, for frames from anywhere.
-What a violation does to the connection is the transport's business.
+:class:`WSMessageListener` is for connections; :class:`MessageAssembler`, in ``protocol.messages``, for frames from
+anywhere. What a violation does to the connection is the transport's business.
 """
 
 from cpython.object cimport PyObject
 
 from ..callbacks cimport CALL_NOTHING, CALL_PYTHON, how_to_call
 from ..protocol.messages cimport DEFAULT_FRAGMENTS, DEFAULT_MESSAGE_SIZE, MessageAssembler, check_limits
-
-cimport cython
 
 
 cdef extern from *:

@@ -20,7 +20,7 @@ from .messages cimport DEFAULT_FRAGMENTS, DEFAULT_MESSAGE_SIZE, MessageAssembler
 
 from ..codec import build_frame
 from ..exceptions import WSPeerProtocolError
-from ..keepalive import AutoPing, PingAction
+from ..keepalive import PingAction
 from ..states import WSDisconnectCause, WSState
 
 cimport cython

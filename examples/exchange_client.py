@@ -8,7 +8,7 @@ import sys
 import time
 
 import picows_fast
-from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport
+from picows_fast import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 SHORTEST_PAUSE, FIRST_PAUSE, LONGEST_PAUSE, STABLE = 0.25, 1.0, 30.0, 60.0  # seconds
 
@@ -28,7 +28,7 @@ class Feed(WSListener):
 
 async def follow(url: str, feed: Feed) -> None:
     # Auto-ping finds a dead peer: a PING after 10 s of silence, the end if 10 s bring no PONG.
-    transport, _ = await picows_fast.ws_connect(
+    transport, _ = await ws_connect(
         lambda: feed, url, enable_auto_ping=True, enable_auto_close=True
     )
     try:
@@ -48,6 +48,8 @@ async def main(url: str) -> None:
             await follow(url, feed)
         except (OSError, asyncio.TimeoutError, picows_fast.WSError) as error:
             print(f"no connection: {error!r}", flush=True)
+            if not picows_fast.is_transient(error):
+                sys.exit("no retry can help")
         # An exchange may greet and close: only updates for a while say that all is well again.
         longest = FIRST_PAUSE if feed.good_for > STABLE else longest
         # At random, lest all clients of a restarted exchange come back in the same moment.

@@ -33,6 +33,7 @@ from .exceptions import (
     WSProtocolError,
     WSProxyError,
     WSViolation,
+    is_transient,
 )
 from .handshake import ClientHandshake, ServerHandshake
 from .http_messages import (
@@ -96,6 +97,7 @@ __all__ = [
     "__version__",
     "build_close_payload",
     "build_frame",
+    "is_transient",
     "new_event_loop",
     "parse_url",
     "run",

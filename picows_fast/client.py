@@ -103,7 +103,7 @@ async def ws_connect(
 
     A WSError, OSError or TimeoutError says where it happened: ``error.phase`` is "resolving",
     "connecting", "proxy", "tls" or "upgrade"; ``error.host`` and ``error.port`` are the server's,
-    or the proxy's.
+    or the proxy's; ``error.is_transient`` is whether a retry makes sense.
     """
     check_names("ws_connect", create_connection_kwargs, ClientOptions)
     options = ClientOptions(

@@ -30,7 +30,7 @@ from typing import Any, Final, cast
 
 import aiohappyeyeballs
 
-from .exceptions import WSError, WSInvalidURL, WSProxyError
+from .exceptions import WSError, WSInvalidURL, WSProxyError, is_transient
 from .http_messages import USER_AGENT
 from .net.overdue import Overdue
 from .url import WSParsedURL, parse_url, tls_server_name
@@ -99,13 +99,16 @@ class Progress:
         return _PHASES[self.phase].format(place)
 
     def mark(self, error: BaseException) -> None:
-        """Set the attributes ``phase``, ``host`` and ``port`` of an error that ended the attempt.
+        """Set the attributes ``phase``, ``host``, ``port`` and ``is_transient`` of an error that
+        ended the attempt.
 
-        WSError declares them; an OSError takes them as it is.
+        WSError declares them, and knows the last by itself; an OSError takes them as it is.
         """
         if isinstance(error, (WSError, OSError, asyncio.TimeoutError)):
             marked: Any = error
             marked.phase, marked.host, marked.port = self.phase, self.url.host, self.url.port
+            if not isinstance(error, WSError):
+                marked.is_transient = is_transient(error)
 
 
 def add_place(error: OSError, place: object) -> None:
@@ -748,7 +751,9 @@ class _HeadReader(asyncio.Protocol):
 
 
 def _closed_early(proxy_url: WSParsedURL) -> WSProxyError:
-    return WSProxyError(f"{_label(proxy_url)} closed the connection before the tunnel was open")
+    return WSProxyError(
+        f"{_label(proxy_url)} closed the connection before the tunnel was open", ended_early=True
+    )
 
 
 def _head_too_long(proxy_url: WSParsedURL) -> WSProxyError:

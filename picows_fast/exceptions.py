@@ -1,7 +1,8 @@
 """The errors of this package, and the table of what a peer can do wrong in a frame.
 
-Owns the exception classes and the meaning of the wire reader's negative error codes. Decides
-nothing: which error is raised when is the business of the code that raises it.
+Owns the exception classes, the meaning of the wire reader's negative error codes, and what is
+transient: the reasons for which a later attempt may succeed. Decides nothing: which error is raised
+when is the business of the code that raises it.
 
     Exception
       WSError                          everything below
@@ -22,6 +23,7 @@ ProxyError, which is what picows raises.
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 import sys
@@ -47,7 +49,65 @@ __all__ = [
     "WSProtocolError",
     "WSProxyError",
     "WSViolation",
+    "is_transient",
 ]
+
+# What is transient: the same attempt may succeed later, without a change on this side.
+
+# getaddrinfo(3): the server of names cannot tell now, or this machine cannot ask.
+_TRANSIENT_NAME_ERRORS = ("EAI_AGAIN", "EAI_MEMORY", "EAI_SYSTEM")
+# connect(2), socket(2): the network, the peer's system, or what this system has run out of.
+# EAGAIN is a Unix socket's full backlog.
+_TRANSIENT_ERRNOS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNREFUSED",
+        "ECONNRESET",
+        "ECONNABORTED",
+        "EPIPE",
+        "ENOTCONN",
+        "ETIMEDOUT",
+        "ENETRESET",
+        "EPROTO",
+        "ENETUNREACH",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "EHOSTDOWN",
+        "ENONET",
+        "EADDRNOTAVAIL",
+        "EADDRINUSE",
+        "EAGAIN",
+        "EINTR",
+        "EMFILE",
+        "ENFILE",
+        "ENOBUFS",
+        "ENOMEM",
+    )
+    if hasattr(errno, name)
+)
+# RFC 9110 15.5.9, RFC 8470 5.2, RFC 6585 4.
+_TRANSIENT_CLIENT_STATUSES = frozenset((408, 425, 429))
+# RFC 9110 15.6.2, 15.6.6; RFC 6585 6: of all 5xx, these say what will not change by itself.
+_LASTING_SERVER_STATUSES = frozenset((501, 505, 511))
+# RFC 1928 6: general failure, network or host unreachable, refused, TTL expired; SOCKS4: 91, which
+# says no more than "rejected or failed".
+_TRANSIENT_SOCKS_REPLIES = frozenset((1, 3, 4, 5, 6, 91))
+# RFC 6455 7.4.1 and the registry of 11.7: going away, abnormal closure, internal error, service
+# restart, try again later, bad gateway, timeout.
+_TRANSIENT_CLOSE_CODES = frozenset((1001, 1006, 1011, 1012, 1013, 1014, 3008))
+_TRANSIENT_CAUSES = frozenset(
+    (
+        WSDisconnectCause.PING_TIMEOUT,
+        WSDisconnectCause.CLOSE_TIMEOUT,
+        WSDisconnectCause.WRITE_BACKLOG,
+        WSDisconnectCause.PEER_FIN,
+        WSDisconnectCause.PEER_RESET,
+        WSDisconnectCause.NETWORK_ERROR,
+        WSDisconnectCause.TLS_CLOSE_NOTIFY,
+        WSDisconnectCause.TLS_TRUNCATED,
+        WSDisconnectCause.HANDSHAKE_TIMEOUT,
+    )
+)
 
 # RFC 6455 5.5: a control frame carries 125 bytes; two of them are the close code.
 MAX_CLOSE_REASON_SIZE = 123
@@ -101,12 +161,19 @@ class WSError(Exception):
     `phase`: "resolving", "connecting", "proxy", "tls" or "upgrade".
     `host`, `port`: of the server, or of its proxy if that is where it failed.
 
-    An OSError that ``ws_connect`` raises has these attributes, too; a TimeoutError is one.
+    An OSError that ``ws_connect`` raises has these attributes and `is_transient`, too; a
+    TimeoutError is one.
     """
 
     phase: str | None = None
     host: str | None = None
     port: int | None = None
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same attempt may succeed later, without a change on this side: a retry makes
+        sense, after a pause. Of an error that says neither, False."""
+        return False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException calls the class with `args`, which is not what most constructors below take.
@@ -135,7 +202,28 @@ class WSHandshakeError(WSError):
 
 
 class WSInvalidMessageError(WSHandshakeError):
-    """What arrived is not a complete, well-formed HTTP/1.1 request or response."""
+    """What arrived is not a complete, well-formed HTTP/1.1 request or response.
+
+    `ended_early`: whether the peer ended the connection before it was complete. That is transient;
+    what is not well-formed is not.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        raw_header: bytes | None = None,
+        raw_body: bytes | None = None,
+        response: Any = None,
+        *,
+        ended_early: bool = False,
+    ) -> None:
+        super().__init__(description, raw_header, raw_body, response)
+        self.ended_early = ended_early
+
+    @property
+    def is_transient(self) -> bool:
+        """``ended_early``."""
+        return self.ended_early
 
 
 class WSInvalidStatusError(WSHandshakeError):
@@ -144,6 +232,15 @@ class WSInvalidStatusError(WSHandshakeError):
     A body that was cut short, by the end of the connection or by the deadline, is there as far as
     it came.
     """
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the status is one that passes: 408, 425, 429 and 5xx, but not 501, 505 and 511
+        (RFC 9110 15.5, 15.6; RFC 6585; RFC 8470). Any other 4xx if it has a Retry-After."""
+        if self.response is None:
+            return False
+        status = int(self.response.status)
+        return _is_transient_status(status) or (status >= 400 and self.retry_after is not None)
 
     @property
     def retry_after(self) -> float | None:
@@ -160,6 +257,12 @@ class WSInvalidStatusError(WSHandshakeError):
             return None
         sent = _http_date(headers.get("Date", ""))
         return max(0.0, until - (time.time() if sent is None else sent))
+
+
+def _is_transient_status(status: int) -> bool:
+    if status >= 500:
+        return status not in _LASTING_SERVER_STATUSES
+    return status in _TRANSIENT_CLIENT_STATUSES
 
 
 def _http_date(value: str) -> float | None:
@@ -226,7 +329,7 @@ class WSProxyError(WSError):
     """The proxy refused the tunnel, or did not speak its protocol.
 
     `error_code`: the status of an HTTP proxy, the reply code of a SOCKS proxy, None if there is
-    none.
+    none. `ended_early`: whether it ended the connection before it had answered.
 
     It is a ``python_socks.ProxyError``, too, in a program that imports python-socks.
     """
@@ -238,9 +341,24 @@ class WSProxyError(WSError):
             cls = cast("type[Self]", _socks_proxy_error(socks_error))
         return super().__new__(cls, *args)
 
-    def __init__(self, description: str, error_code: int | None = None) -> None:
+    def __init__(
+        self, description: str, error_code: int | None = None, *, ended_early: bool = False
+    ) -> None:
         super().__init__(description)
         self.error_code = error_code
+        self.ended_early = ended_early
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the proxy ended the connection early, or its code is one that passes.
+
+        HTTP: a status that would be transient from a server. SOCKS5 (RFC 1928 6): 1, 3, 4, 5 and 6.
+        SOCKS4: 91.
+        """
+        code = self.error_code
+        if code is None:
+            return self.ended_early
+        return code in _TRANSIENT_SOCKS_REPLIES or _is_transient_status(code)
 
 
 @functools.cache
@@ -280,6 +398,19 @@ class WSConnectionClosedError(WSError, ConnectionResetError):
         self.close_code = close_code
         self.close_reason = close_reason
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether a new connection may last, by the cause and, if the peer closed, by its code.
+
+        Codes: 1001, 1006, 1011-1014 and 3008 (RFC 6455 7.4). Causes: timeouts, a lost network, a
+        stream that ended without CLOSE, a peer that did not read. Neither is known: True.
+        """
+        if self.cause is None or self.cause == WSDisconnectCause.CLOSE_FRAME:
+            if self.close_code is None:
+                return self.cause is None
+            return self.close_code in _TRANSIENT_CLOSE_CODES
+        return self.cause in _TRANSIENT_CAUSES
+
 
 class WSProtocolError(WSError):
     """Fail the connection with this close code and reason (RFC 6455 7.1.7).
@@ -304,6 +435,12 @@ class WSProtocolError(WSError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the code is one that passes: 1001, 1011-1014, 3008 (RFC 6455 7.4). What a peer
+        does wrong in its frames (1002, 1007, 1009) is not."""
+        return self.code in _TRANSIENT_CLOSE_CODES
 
     @property
     def close_reason(self) -> bytes:
@@ -477,3 +614,48 @@ class WSPeerProtocolError(WSProtocolError):
         self.limit = limit
         self.offset = offset
         self.seen = seen
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same attempt may succeed later, without a change on this side.
+
+    For every exception that ends a connection, or an attempt to connect: a WSError's own
+    `is_transient`; timeouts; of ``socket.gaierror``, what getaddrinfo(3) calls temporary, and lack
+    of memory; of ``ssl.SSLError``, the end of the connection in the midst of TLS; of any other
+    OSError, the errors of the network, of a peer that is not there, and of a system that has run
+    out of ports, descriptors or memory. False for everything else, and so for one's own mistakes.
+
+    :raises TypeError: `error` is not an exception
+    """
+    if isinstance(error, WSError):
+        return error.is_transient
+    # asyncio's is one of its own before Python 3.11.
+    if isinstance(error, (TimeoutError, _loaded("asyncio", "TimeoutError"))):
+        return True
+    if isinstance(error, _loaded("socket", "gaierror")):
+        return error.errno in {_loaded("socket", name) for name in _TRANSIENT_NAME_ERRORS}
+    if isinstance(error, OSError):
+        return _is_transient_os_error(error)
+    if not isinstance(error, BaseException):
+        raise TypeError(f"is_transient() takes an exception, got {type(error).__name__}")
+    return False
+
+
+def _loaded(module: str, name: str) -> Any:
+    """What a module that is imported already has by that name, else ().
+
+    No error is of a class that is not imported, and this module has no need of I/O itself.
+    """
+    return getattr(sys.modules.get(module), name, ())
+
+
+def _is_transient_os_error(error: OSError) -> bool:
+    if isinstance(error, _loaded("ssl", "SSLError")):
+        # Their numbers are OpenSSL's.
+        ends = ("SSLEOFError", "SSLZeroReturnError", "SSLSyscallError")
+        return isinstance(error, tuple(_loaded("ssl", name) for name in ends))
+    if isinstance(error, ConnectionError) or error.errno in _TRANSIENT_ERRNOS:
+        return True
+    # Several addresses that failed for several reasons have no number in common. A server that
+    # restarts has removed its Unix socket for a while.
+    return getattr(error, "phase", None) == "connecting" and error.errno in (None, errno.ENOENT)

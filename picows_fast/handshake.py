@@ -198,7 +198,9 @@ class ClientHandshake:
             raise self._refusal.error()
         received = "the complete" if self._reader.received else "any"
         raise WSInvalidMessageError(
-            f"connection closed before {received} response arrived", self._reader.head
+            f"connection closed before {received} response arrived",
+            self._reader.head,
+            ended_early=True,
         )
 
     def end_error(self, error: BaseException | None = None) -> BaseException | None:
@@ -476,7 +478,9 @@ class ServerHandshake:
         self._finished = True
         received = "any" if self._reader is None or not self._reader.received else "the complete"
         raise self._refuse(
-            WSInvalidMessageError(f"connection closed before {received} request arrived"),
+            WSInvalidMessageError(
+                f"connection closed before {received} request arrived", ended_early=True
+            ),
             HTTPStatus.BAD_REQUEST,
         )
 

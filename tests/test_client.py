@@ -1126,6 +1126,7 @@ async def test_deadline(place, io_options, server_tls, client_tls, monkeypatch):
     assert (error.phase, error.host, error.port) == (phase, *server)
     assert str(error).startswith("timed out after 0.")
     assert str(error).endswith(text.format("{}:{}".format(*server)))
+    assert error.is_transient
 
 
 @pytest.mark.parametrize("end", ["deadline", "reset", "FIN"])
@@ -1149,6 +1150,7 @@ async def test_a_refusal_whose_body_does_not_end(end, io_options):
             )  # fmt: skip
     error = caught.value
     assert (error.response.status, error.raw_body, error.retry_after) == (429, b"slow", 30)
+    assert error.is_transient
     assert (error.phase, error.host, error.port) == ("upgrade", *address(url))
 
 
@@ -1180,6 +1182,7 @@ async def test_tls_that_ends_in_its_handshake(reset, sent, client_tls, io_option
     assert (error.phase, error.host, error.port) == ("tls", *address(url))
     assert str(error).endswith("in the TLS handshake with {}:{}".format(*address(url)))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert error.is_transient
 
 
 async def test_reset_in_the_opening_handshake(io_options):
@@ -1194,6 +1197,7 @@ async def test_reset_in_the_opening_handshake(io_options):
     error = caught.value
     assert (error.phase, error.host, error.port) == ("upgrade", *address(url))
     assert str(error).endswith("in the opening handshake with {}:{}".format(*address(url)))
+    assert error.is_transient
 
 
 async def test_certificate_that_is_not_trusted(server_tls, io_options):
@@ -1204,6 +1208,7 @@ async def test_certificate_that_is_not_trusted(server_tls, io_options):
     assert (error.phase, error.host, error.port) == ("tls", *address(url))
     assert "in the TLS handshake with {}:{}".format(*address(url)) in str(error)
     assert error.verify_message
+    assert error.is_transient is False
 
 
 async def test_tls_handshake_with_a_deadline_of_its_own(client_tls, io_options):
@@ -1225,6 +1230,7 @@ async def test_tls_handshake_with_a_deadline_of_its_own(client_tls, io_options):
         (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", WSInvalidStatusError),
         (b"HTTP/1.1 101 X\r\n\r\n", WSInvalidUpgradeError),
         (b"SSH-2.0-x\r\n", WSInvalidMessageError),
+        (b"HTTP/1.1 101", WSInvalidMessageError),
         (redirect("ftp://x/"), WSInvalidURL),
     ],
 )
@@ -1234,6 +1240,7 @@ async def test_errors_of_the_opening_handshake_say_where(answer, error_type):
             await ws_connect(Recorder, url)
     error = caught.value
     assert (error.phase, error.host, error.port) == ("upgrade", *address(url))
+    assert error.is_transient == (answer == b"HTTP/1.1 101")
 
 
 async def test_errors_before_it_say_where():
@@ -1244,9 +1251,11 @@ async def test_errors_before_it_say_where():
             await ws_connect(Recorder, url, proxy=proxy)
         error = caught.value
         assert (error.phase, error.host, error.port) == ("connecting", "127.0.0.1", port)
+        assert error.is_transient
     with pytest.raises(socket.gaierror) as caught:
         await ws_connect(Recorder, "ws://exchange.invalid/")
     assert (caught.value.phase, caught.value.host) == ("resolving", "exchange.invalid")
+    assert caught.value.is_transient == (caught.value.errno == socket.EAI_AGAIN)
     async with Proxy("http", refuse=True) as proxy:
         with pytest.raises(WSProxyError) as caught:
             await ws_connect(Recorder, "ws://exchange.example/", proxy=proxy.url())

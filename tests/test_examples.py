@@ -214,6 +214,14 @@ async def test_exchange_client_waits_for_a_server(examples: Examples) -> None:
         await stop(client)
 
 
+async def test_exchange_client_ends_if_no_retry_can_help(examples: Examples) -> None:
+    async with serving(lambda request: None) as url:
+        client = await examples.start("exchange_client.py", url)
+        assert "WSInvalidStatusError" in await client.line()
+        result = await client.finish()
+        assert (result.code, result.err) == (1, "no retry can help\n")
+
+
 @pytest.mark.parametrize("arguments", [[], ["200"]], ids=["blocking", "spinning"])
 async def test_latency_client(examples: Examples, arguments: list[str]) -> None:
     command, url = await examples.server("echo_server.py", 0)

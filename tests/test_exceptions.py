@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import errno
 import pickle
 import re
+import socket
+import ssl
 import sys
 import time
 from email.utils import formatdate
@@ -27,6 +31,7 @@ from picows_fast.exceptions import (
     WSProtocolError,
     WSProxyError,
     WSViolation,
+    is_transient,
 )
 from picows_fast.http_messages import WSUpgradeResponse
 from picows_fast.states import WSDisconnectCause
@@ -127,6 +132,91 @@ def test_retry_after_counts_from_now_without_a_date():
     response = WSUpgradeResponse.create_error_response(503, None, {"Retry-After": date})
     assert 900 < WSInvalidStatusError("text", b"", b"", response).retry_after <= 1000
     assert WSInvalidStatusError("text").retry_after is None
+
+
+def refusal(status, **headers):
+    return WSInvalidStatusError("text", response=WSUpgradeResponse(status=status, headers=headers))
+
+
+def closed(cause=None, code=None):
+    return WSConnectionClosedError("text", cause, code)
+
+
+TRANSIENT = [
+    socket.gaierror(socket.EAI_AGAIN, "text"),
+    *(OSError(number, "text") for number in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)),
+    *(OSError(number, "text") for number in (errno.ENETUNREACH, errno.EHOSTUNREACH)),
+    *(OSError(number, "text") for number in (errno.EADDRNOTAVAIL, errno.EMFILE, errno.EAGAIN)),
+    ConnectionResetError("without a number"),
+    TimeoutError(),
+    OSError(errno.ETIMEDOUT, "text"),
+    asyncio.TimeoutError(),
+    ssl.SSLEOFError(8, "text"),
+    ssl.SSLZeroReturnError(6, "text"),
+    *map(refusal, (408, 425, 429, 500, 502, 503, 504, 520)),
+    refusal(418, **{"Retry-After": "60"}),
+    WSInvalidMessageError("text", ended_early=True),
+    *(WSProxyError("text", code) for code in (1, 3, 4, 5, 6, 91, 429, 502, 503)),
+    WSProxyError("text", ended_early=True),
+    closed(),
+    closed(WSDisconnectCause.PING_TIMEOUT),
+    closed(WSDisconnectCause.PEER_FIN),
+    closed(WSDisconnectCause.PEER_RESET),
+    *(closed(None, code) for code in (1001, 1006, 1011, 1012, 1013, 1014, 3008)),
+    closed(WSDisconnectCause.CLOSE_FRAME, 1012),
+    WSProtocolError(1013),
+]
+LASTING = [
+    socket.gaierror(socket.EAI_NONAME, "text"),
+    socket.gaierror(socket.EAI_FAIL, "text"),
+    *(OSError(number, "text") for number in (errno.EACCES, errno.EINVAL, errno.ENOENT)),
+    OSError("without a number"),
+    ssl.SSLError(1, "text"),
+    ssl.SSLCertVerificationError(1, "text"),
+    *map(refusal, (301, 400, 401, 403, 404, 418, 426, 501, 505, 511)),
+    refusal(302, **{"Retry-After": "60"}),
+    WSInvalidStatusError("without a response"),
+    WSInvalidMessageError("text"),
+    WSInvalidHeaderError("text", "Sec-WebSocket-Protocol", "v9"),
+    WSInvalidUpgradeError("text", "Upgrade"),
+    WSInvalidURL("ws:", "text"),
+    WSError("more than 5 redirects"),
+    *(WSProxyError("text", code) for code in (None, 2, 7, 8, 403, 407)),
+    *(closed(None, code) for code in (1000, 1002, 1003, 1005, 1007, 1008, 1009, 1010, 3000, 4000)),
+    closed(WSDisconnectCause.CLOSE_FRAME),
+    closed(WSDisconnectCause.CLOSE_FRAME, 1008),
+    closed(WSDisconnectCause.LOCAL_CLOSE, 1001),
+    closed(WSDisconnectCause.LOCAL_ABORT),
+    closed(WSDisconnectCause.CALLBACK_ERROR),
+    closed(WSDisconnectCause.PROTOCOL_ERROR),
+    WSProtocolError(1008),
+    WSPeerProtocolError(WSViolation.MASKED),
+    WSPeerProtocolError(WSViolation.FRAME_TOO_BIG),
+    ValueError("one's own mistake"),
+    asyncio.CancelledError(),
+]
+
+
+def test_is_transient():
+    for errors, expected in ((TRANSIENT, True), (LASTING, False)):
+        for error in errors:
+            assert is_transient(error) is expected, repr(error)
+            if isinstance(error, WSError):
+                assert error.is_transient is expected, repr(error)
+                assert pickle.loads(pickle.dumps(error)).is_transient is expected, repr(error)
+
+
+def test_is_transient_of_addresses_that_failed_for_several_reasons():
+    for number in (None, errno.ENOENT):
+        error = OSError("text") if number is None else OSError(number, "text")
+        assert not is_transient(error)
+        error.phase = "connecting"
+        assert is_transient(error)
+
+
+def test_is_transient_takes_exceptions_only():
+    with pytest.raises(TypeError, match=r"is_transient\(\) takes an exception, got str"):
+        is_transient("text")
 
 
 def test_proxy_error_is_also_that_of_python_socks():

@@ -41,6 +41,7 @@ from picows_fast import (
     WSViolation,
     build_close_payload,
     build_frame,
+    is_transient,
     parse_url,
     ws_connect,
     ws_create_server,
@@ -202,6 +203,9 @@ async def failures() -> None:
         assert_type(error.phase, str | None)
         assert_type(error.host, str | None)
         assert_type(error.port, int | None)
+        assert_type(error.is_transient, bool)
+    except OSError as error:
+        assert_type(is_transient(error), bool)
 
 
 async def servers() -> None:

@@ -28,16 +28,14 @@ class Feed(WSListener):
 
 async def follow(url: str, feed: Feed) -> None:
     # Auto-ping finds a dead peer: a PING after 10 s of silence, the end if 10 s bring no PONG.
-    transport, _ = await ws_connect(
-        lambda: feed, url, enable_auto_ping=True, enable_auto_close=True
-    )
+    ws, _ = await ws_connect(lambda: feed, url, enable_auto_ping=True, enable_auto_close=True)
     try:
-        await transport.wait_disconnected()  # raises what Feed's methods raise: our own faults
+        await ws.wait_disconnected()  # raises what Feed's methods raise: our own faults
     except asyncio.CancelledError:  # Ctrl-C: take leave, which takes close_timeout at most
-        transport.send_close(picows_fast.WSCloseCode.GOING_AWAY)
-        await transport.wait_disconnected()
+        ws.send_close(picows_fast.WSCloseCode.GOING_AWAY)
+        await ws.wait_disconnected()
         raise
-    print(f"disconnected: {transport.disconnect_cause!r} {transport.close_handshake}", flush=True)
+    print(f"disconnected: {ws.disconnect_cause!r} {ws.close_handshake}", flush=True)
 
 
 async def main(url: str) -> None:

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .connections import (
     CLOSED,
@@ -43,9 +43,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "ServerListenerFactory"]
 
-ServerListenerFactory = Callable[
-    ["WSUpgradeRequest"],
-    "WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None",
+#: What a factory answers a request with.
+ServerFactoryResult: TypeAlias = (
+    "WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None"
+)
+ServerListenerFactory: TypeAlias = Callable[
+    ["WSUpgradeRequest"], "ServerFactoryResult | Awaitable[ServerFactoryResult]"
 ]
 
 _REFUSALS: Final = {
@@ -212,11 +215,12 @@ class Admission:
                 stream,
                 options,
                 handshake,
-                _limited(self._factory, server, key) if self._limits_upgrades else self._factory,
+                self._factory,
                 self._logger,
                 is_client_side=False,
                 is_secure=options.ssl is not None,
                 server=server,
+                check_limits=partial(_check_limits, server, key) if self._limits_upgrades else None,
             )
             server.attach(transport, key, due)
             transport._serve()
@@ -245,20 +249,11 @@ class Admission:
         return True
 
 
-def _limited(
-    factory: ServerListenerFactory, server: Server, key: str | None
-) -> ServerListenerFactory:
-    """The factory, behind the limits on WebSocket connections; plain HTTP passes."""
-
-    def limited(
-        request: WSUpgradeRequest,
-    ) -> WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None:
-        reason = server.reason_to_refuse(key) if request.is_upgrade else None
-        if reason is not None:
-            raise _refusal(reason)
-        return factory(request)
-
-    return limited
+def _check_limits(server: Server, key: str | None) -> None:
+    """Raise if there must not be one more WebSocket connection of this address."""
+    reason = server.reason_to_refuse(key)
+    if reason is not None:
+        raise _refusal(reason)
 
 
 def _refusal(reason: str) -> HandshakeRefusedError:

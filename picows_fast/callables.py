@@ -1,4 +1,5 @@
-"""What the application gives to be called is called plainly: a coroutine function is refused.
+"""What the application gives to be called is called plainly: a coroutine function is refused where
+nothing awaits it.
 
 Owns the finding out, and the words of the errors. A coroutine that nobody awaits does nothing, and
 frames that it should have handled vanish: so that is told when it is given, not when it is called.
@@ -18,6 +19,7 @@ __all__ = [
     "check_listener_class",
     "discard_awaitable",
     "is_async",
+    "is_coroutine_function",
 ]
 
 # How functions that return coroutines were marked before inspect.markcoroutinefunction().
@@ -29,23 +31,45 @@ _checked: weakref.WeakSet[type] = weakref.WeakSet()
 def is_async(function: Any) -> bool:
     """Whether a call returns a coroutine or an asynchronous generator: for functions, methods,
     partial() and objects with __call__, as far as that is known without calling."""
+    return is_coroutine_function(function) or _is_async_generator(function)
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether a call returns a coroutine, as `is_async` finds it out."""
+    function = _plain(function)
+    if inspect.iscoroutinefunction(function):
+        return True
+    if _MARKER is not None and getattr(function, "_is_coroutine", None) is _MARKER:
+        return True
+    return inspect.iscoroutinefunction(_call_of(function))
+
+
+def _is_async_generator(function: Any) -> bool:
+    function = _plain(function)
+    return inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(_call_of(function))
+
+
+def _plain(function: Any) -> Any:
     while isinstance(function, (functools.partial, functools.partialmethod)):
         function = function.func
     if isinstance(function, (staticmethod, classmethod)):
         function = function.__func__
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return True
-    if _MARKER is not None and getattr(function, "_is_coroutine", None) is _MARKER:
-        return True
+    return function
+
+
+def _call_of(function: Any) -> Any:
+    """What is run when an object that is no function is called; None for functions and classes."""
     if isinstance(function, type) or inspect.isroutine(function):
-        return False
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - of the class, as a call looks
-    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+        return None
+    return getattr(type(function), "__call__", None)  # noqa: B004 - of the class, as a call looks
 
 
-def check_factory(factory: object, name: str, returns: str, base: type) -> None:
-    """Raise TypeError if a factory of listeners is not callable, is a coroutine function, or is a
-    class of listeners with a method that is one.
+def check_factory(
+    factory: object, name: str, returns: str, base: type, *, is_awaited: bool = False
+) -> None:
+    """Raise TypeError if a factory of listeners is not callable, is a coroutine function although
+    what it returns is not awaited, is an asynchronous generator function, or is a class of
+    listeners with a method that is a coroutine function.
 
     `name`: of the parameter. `returns`: what the factory has to return. `base`: WSListener.
     """
@@ -54,6 +78,12 @@ def check_factory(factory: object, name: str, returns: str, base: type) -> None:
     if isinstance(factory, type):
         if issubclass(factory, base):
             check_listener_class(factory, base)
+    elif is_awaited:
+        if _is_async_generator(factory):
+            raise TypeError(
+                f"{name} must be a function that returns {returns}, or a coroutine function, "
+                f"got an asynchronous generator function: {_name_of(factory)}"
+            )
     elif is_async(factory):
         raise TypeError(
             f"{name} must be a plain function that returns {returns}, "
@@ -87,7 +117,7 @@ def discard_awaitable(result: object) -> str:
         result.cancel()
     else:
         return type(result).__name__
-    return f"{type(result).__name__}: it must be a plain function, and is not awaited"
+    return f"{type(result).__name__}, which is not awaited"
 
 
 def _methods(cls: type, base: type) -> set[str]:

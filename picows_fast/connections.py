@@ -80,7 +80,7 @@ class ServerStats:
     set up, and was closed without a response. "proxy_protocol": a trusted proxy sent no valid
     PROXY header, and was closed likewise."""
     abandoned: int
-    """Connections that ended before there was a request to answer."""
+    """Connections that ended before their request was there, or before it was answered."""
     closed: Mapping[WSDisconnectCause, int]
     """WebSocket connections that have ended, by cause."""
     received: TrafficStats = NO_TRAFFIC

@@ -79,6 +79,8 @@ cdef class WSTransport(FrameSender):
         # opening handshake
         object handshake            # ClientHandshake or ServerHandshake; None afterwards
         object listener_factory
+        object check_limits         # server: raises if there must not be one more WebSocket connection, or None
+        object factory_task         # server: a factory that is awaited; None if none is
         object connected_future     # client: what ws_connect waits for
 
         # frames in
@@ -145,6 +147,10 @@ cdef class WSTransport(FrameSender):
     cdef Py_ssize_t _handshake_data(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int _upgraded(self, listener, request, response) except -1
     cdef int _serve_request(self, request) except -1
+    cdef int _answer_request(self, listener, bint is_late) except -1
+    cdef int _await_factory(self, awaitable) except -1
+    cdef int _accept_late(self, listener) except -1
+    cdef int _cancel_factory(self) except -1
     cdef int _send_http(self, message) except -1
     cdef int _refuse(self, error) except -1
     cdef int _handshake_failed(self, cause, error) except -1

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Callable
 from enum import IntEnum
 from ssl import SSLSession
 from typing import Any, final
@@ -70,6 +71,7 @@ class WSTransport(FrameSender):
     def _serve(self) -> None: ...
     def _handshake_timed_out(self) -> None: ...
     def _has_been_silent(self) -> bool: ...
+    def _factory_done(self, task: asyncio.Future[Any]) -> None: ...
     def _has_tls(self) -> bool: ...
 
 def new_transport(
@@ -83,4 +85,5 @@ def new_transport(
     is_secure: bool,
     server: Any = None,
     url: Any = None,
+    check_limits: Callable[[], None] | None = None,
 ) -> WSTransport: ...

@@ -7,6 +7,7 @@ business, what they mean the parser's and the handshake's, when to ping the auto
 """
 
 import asyncio
+import inspect
 import logging
 import math
 import operator
@@ -389,13 +390,73 @@ cdef class WSTransport(FrameSender):
             self._refuse(error)
             if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise
-        if self.state_code == CONNECTING or self.stream.closing:
+        if self.stream.closing or (self.state_code == CONNECTING and self.factory_task is None):
             return size
-        return size - <Py_ssize_t> len(handshake.trailing_data)
+        size -= <Py_ssize_t> len(handshake.trailing_data)
+        handshake.trailing_data = b""   # the stream keeps them
+        return size
 
     cdef int _serve_request(self, request) except -1:
         self.request = request
-        listener = self.listener_factory(request)
+        request._stream = self.stream
+        if self.check_limits is not None and request.is_upgrade:
+            self.check_limits()
+        return self._answer_request(self.listener_factory(request), False)
+
+    cdef int _await_factory(self, awaitable) except -1:
+        """The factory answers later: its task runs until then, and the request waits in CONNECTING."""
+        try:
+            self.factory_task = asyncio.ensure_future(awaitable, loop=self.loop)
+            self.factory_task.add_done_callback(self._factory_done)
+        except BaseException:
+            discard_awaitable(awaitable)
+            raise
+        return 0
+
+    def _factory_done(self, task):
+        """The awaited factory has returned or raised."""
+        cdef bint is_wanted = task is self.factory_task and not self.stream.closing
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if not is_wanted:
+            if isinstance(error, Exception):
+                self.logger.error("%r: ws_listener_factory failed after the end", self, exc_info=error)
+            return
+        try:
+            if error is not None:
+                self._refuse(error)     # the loop has had KeyboardInterrupt and SystemExit already
+            else:
+                self._accept_late(task.result())
+        except BaseException as failure:
+            # What came behind the request was not given out.
+            self.stream.broken(failure)
+            raise
+        finally:
+            self.factory_task = None
+
+    cdef int _accept_late(self, listener) except -1:
+        try:
+            # Before on_ws_connected, which may pause reading itself. What waits is given out in a later turn.
+            self.resume_for(PauseOwner.HANDSHAKE)
+            self._answer_request(listener, True)
+        except BaseException as error:
+            if self.state_code != CONNECTING:
+                raise       # on_ws_connected's, or the log's
+            self._refuse(error)
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
+                raise
+        return 0
+
+    cdef int _cancel_factory(self) except -1:
+        """The connection ends without its answer."""
+        task = self.factory_task
+        self.factory_task = None
+        if task is not None:
+            task.cancel()
+        return 0
+
+    cdef int _answer_request(self, listener, bint is_late) except -1:
+        """Answer with what the factory returned, at once or late."""
+        request = self.request
         response = None
         if listener is None:
             response = WSUpgradeResponse.create_error_response(404)
@@ -415,10 +476,14 @@ cdef class WSTransport(FrameSender):
                             "%r: answered with %d", self, response.status)
             return 0
         if not isinstance(listener, WSListener):
+            if not is_late and inspect.isawaitable(listener):
+                return self._await_factory(listener)
             raise TypeError(
                 "ws_listener_factory must return a WSListener, a WSUpgradeResponse or None, "
                 f"got {discard_awaitable(listener)}"
             )
+        if is_late and self.check_limits is not None:
+            self.check_limits()     # others have come meanwhile
         return self._upgraded(listener, request, self.handshake.accept(response))
 
     cdef int _send_http(self, message) except -1:
@@ -430,7 +495,9 @@ cdef class WSTransport(FrameSender):
         """The opening handshake succeeded: find out what the listener overrides, and tell it."""
         global _checked_class
         if not isinstance(listener, WSListener):
-            raise TypeError(f"ws_listener_factory must return a WSListener, got {discard_awaitable(listener)}")
+            raise TypeError(
+                f"ws_listener_factory must be a plain function that returns a WSListener, got {discard_awaitable(listener)}"
+            )
         if type(listener) is not _checked_class:
             check_listener_class(type(listener), WSListener)
             _checked_class = type(listener)
@@ -464,7 +531,7 @@ cdef class WSTransport(FrameSender):
         self._disarm()
         self.ws_listener = listener
         self.handshake = None
-        self.listener_factory = None
+        self.listener_factory = self.check_limits = None
         self.state_code = OPEN
         self.receiving = self.pause_owners == 0
         self.stream.coalescing = options.coalesce_writes
@@ -530,8 +597,12 @@ cdef class WSTransport(FrameSender):
         cdef Py_ssize_t used
         if self.state_code != CONNECTING:
             return self._frames(data, size, owner)
-        used = self._handshake_data(data, size)
+        used = 0 if self.factory_task is not None else self._handshake_data(data, size)
         if used < size:
+            if self.factory_task is not None:
+                # The stream keeps these bytes, TCP what follows. Until some come, reading tells that the peer leaves.
+                self.pause_for(PauseOwner.HANDSHAKE)
+                return used
             used += self._frames(data + used, size - used, owner)
         return used
 
@@ -977,6 +1048,8 @@ cdef class WSTransport(FrameSender):
 
     cdef int _on_handshake_timeout(self) except -1:
         self._set_cause(WSDisconnectCause.HANDSHAKE_TIMEOUT, None)
+        if self.factory_task is not None:
+            return self._refuse(self.handshake.unanswered_error())
         return self._refuse(TimeoutError("the opening handshake was not finished in time"))
 
     # --- The end: first what is to be done, then what is to be logged, which may run anybody's code and raise
@@ -1044,6 +1117,8 @@ cdef class WSTransport(FrameSender):
             self.state_code = CLOSING
         self.receiving = False
         try:
+            if self.factory_task is not None:
+                self._cancel_factory()
             if self.outbox is not None:
                 self.outbox.write_before()
                 self._end_outbox()
@@ -1071,6 +1146,8 @@ cdef class WSTransport(FrameSender):
         if self.state_code == CONNECTING:
             if end != StreamEnd.TLS_TRUNCATED or self._has_tls():
                 error = self.handshake.end_error(None if end == StreamEnd.TLS_TRUNCATED else error)
+                if error is None and self.factory_task is not None:
+                    error = ConnectionAbortedError("the client ended the connection before its request was answered")
             forget_frames(error)
             if end == StreamEnd.TLS_FAILED:
                 # The stream still has an alert to send.
@@ -1143,6 +1220,7 @@ cdef class WSTransport(FrameSender):
             self.disconnect_cause = WSDisconnectCause.LOCAL_ABORT
         self.state_code = CLOSING
         try:
+            self._cancel_factory()
             self._disarm()
             self._forget_pong()
             self._tell_closing()
@@ -1153,7 +1231,7 @@ cdef class WSTransport(FrameSender):
     cdef int _told_closing(self, WSListener listener) except -1:
         self.state_code = CLOSED
         self.is_disconnected = True
-        self.handshake = self.listener_factory = self.frame_method = self.listener_state = None
+        self.handshake = self.listener_factory = self.check_limits = self.frame_method = self.listener_state = None
         try:
             self._end_outbox()
         finally:
@@ -1205,7 +1283,7 @@ cdef class WSTransport(FrameSender):
 
 
 def new_transport(loop, ByteStream stream not None, options, handshake, listener_factory, logger,
-                  bint is_client_side, bint is_secure, server=None, url=None):
+                  bint is_client_side, bint is_secure, server=None, url=None, check_limits=None):
     """Return the transport of a connected stream, whose bytes are an opening handshake.
 
     Internal: for ``client`` and ``server``, which go on with ``_connect()`` and ``_serve()``.
@@ -1219,6 +1297,7 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     transport.underlying_transport = stream
     transport.handshake = handshake
     transport.listener_factory = listener_factory
+    transport.check_limits = check_limits
     transport.is_client_side = is_client_side
     transport.is_secure = is_secure
     transport.server = server

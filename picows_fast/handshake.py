@@ -344,8 +344,8 @@ def _check_extra_headers(extra: CIMultiDict[str]) -> str | None:
 
 
 class HandshakeRefusedError(Exception):
-    """Nothing is wrong with the request, but the server cannot take it now: a limit was reached, or
-    it stops listening.
+    """Nothing is wrong with the request, but the server cannot take it now: a limit was reached, it
+    stops listening, or it had no answer in time.
 
     `status`, `text`: what the client gets. `reason`: which of `connections.REFUSAL_REASONS`.
     """
@@ -495,6 +495,12 @@ class ServerHandshake:
             self.receive_eof()
         except WSHandshakeError as eof_error:
             return eof_error
+
+    def unanswered_error(self) -> HandshakeRefusedError:
+        """What refuses a complete request that the application did not answer in time."""
+        return HandshakeRefusedError(
+            HTTPStatus.REQUEST_TIMEOUT, "the request was not answered in time", "timeout"
+        )
 
     def accept(self, response: WSUpgradeResponse | None = None) -> WSUpgradeResponse:
         """Checks that the request asks for WebSocket (RFC 6455 4.2.1), and completes the response.

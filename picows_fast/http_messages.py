@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, TypeAlias
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
 import httptools
@@ -87,6 +87,10 @@ class HandshakeLimits:
 DEFAULT_LIMITS = HandshakeLimits()
 
 
+class _Connected(Protocol):
+    def get_extra_info(self, name: str, /) -> Any: ...
+
+
 @dataclass(eq=False, repr=False)
 class WSUpgradeRequest:
     """The client's request of an opening handshake (RFC 6455 4.1).
@@ -95,8 +99,14 @@ class WSUpgradeRequest:
     b"HTTP/1.0" for plain HTTP. `headers`: case-insensitive; bytes that are not UTF-8 are
     surrogate-escaped (PEP 383).
 
+    `peername`, `sockname` and `ssl_object` tell whom a server's request came from; they are None
+    where a request did not come by a connection.
+
     Its repr has the names of the headers; path and values may be secrets.
     """
+
+    # Set on a server's requests, and asked when an attribute is read. Not a field.
+    _stream: ClassVar[_Connected | None] = None
 
     method: bytes = b"GET"
     path: bytes = b"/"
@@ -105,6 +115,33 @@ class WSUpgradeRequest:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.method!r}, headers {list(self.headers)}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has: not the connection."""
+        return {name: value for name, value in vars(self).items() if name != "_stream"}
+
+    @property
+    def peername(self) -> Any:
+        """The client's address: (host, port, ...) of TCP, str or bytes of a Unix socket.
+
+        With the PROXY protocol it is the one that a trusted proxy names. None if it is not known.
+        """
+        return self._connection_info("peername")
+
+    @property
+    def sockname(self) -> Any:
+        """The server's own address on this connection, as `peername`; None after the end, on some
+        event loops."""
+        return self._connection_info("sockname")
+
+    @property
+    def ssl_object(self) -> Any:
+        """What TLS negotiated, with `getpeercert()`, `cipher()` and `version()` of an
+        `ssl.SSLObject`; None without TLS."""
+        return self._connection_info("ssl_object")
+
+    def _connection_info(self, name: str) -> Any:
+        return None if self._stream is None else self._stream.get_extra_info(name)
 
     @property
     def subprotocols(self) -> list[str]:

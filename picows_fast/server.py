@@ -72,7 +72,8 @@ async def ws_create_server(
     :param ws_listener_factory: called with the :class:`WSUpgradeRequest`. Returns the
         :class:`WSListener` of the connection, a :class:`WSUpgradeResponseWithListener` to say more
         in the response, a :class:`WSUpgradeResponse` to answer plain HTTP, or None for 404. If it
-        raises, the client gets 500 and the log the error.
+        raises, the client gets 500 and the log the error. It may be a coroutine function, or
+        return another awaitable: the request waits, within ``websocket_handshake_timeout``.
     :param host: address or name to listen on, or several; None or "": every interface
     :param port: port number; 0 or None: a free one, see ``server.sockets[0].getsockname()``
     :param create_server_kwargs: the remaining settings of ``ServerOptions``, such as ``family``,
@@ -118,6 +119,7 @@ async def ws_create_server(
         "ws_listener_factory",
         "a WSListener, a WSUpgradeResponse or None",
         WSListener,
+        is_awaited=True,
     )
     loop = asyncio.get_running_loop()
     logger = resolve_logger(options.logger_name, "server")

@@ -317,6 +317,18 @@ async def http_get(port: int | None, path: str) -> bytes:
     return answer
 
 
+async def test_async_authentication(examples: Examples) -> None:
+    command, url = await examples.server("async_authentication.py", 0)
+    headers = {"Authorization": "Bearer swordfish"}
+    transport, client = await picows_fast.ws_connect(Recorder, url, extra_headers=headers)
+    assert await client.frame() == (WSMsgType.TEXT, b"hello alice", True)
+    transport.disconnect()
+    await asyncio.wait_for(transport.wait_disconnected(), 20)
+    with pytest.raises(picows_fast.WSInvalidStatusError, match="401"):
+        await picows_fast.ws_connect(Recorder, url)
+    assert await stop(command) == ["127.0.0.1 has no valid token"]
+
+
 async def test_health_page(examples: Examples) -> None:
     command, url = await examples.server("health_page.py", 0)
     port = int(url.removesuffix("/health").rpartition(":")[2])

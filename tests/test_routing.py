@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -213,17 +214,14 @@ def test_one_handler_for_each() -> None:
 
 
 def test_a_handler_that_is_refused_takes_no_path() -> None:
-    class Awaited:
-        async def __call__(self, request: WSUpgradeRequest) -> None: ...
-
-    async def awaited(request: WSUpgradeRequest) -> None: ...
+    async def generator(request: WSUpgradeRequest) -> AsyncIterator[None]:
+        yield
 
     seen = Seen()
     seen.http("/{a}")
     for add in (seen.router.http, seen.router.websocket):
-        for handler in (awaited, Awaited()):
-            with pytest.raises(TypeError, match="plain function"):
-                add("/c")(handler)  # type: ignore[type-var]
+        with pytest.raises(TypeError, match="asynchronous generator function"):
+            add("/c")(generator)  # type: ignore[type-var]
     seen.router(request(b"/c"))
     assert seen.calls == [("/{a}", {"a": "c"})]
 

@@ -34,7 +34,6 @@ COVERED_BY = {
     "describe": "test_logging",
     "typed_settings": "test_options",
     "traffic": "test_stats",
-    "admission": "test_server",
     # The streams do the same, whatever is below them, and go through the same tests.
     "net/foreign": "test_streams",
     "net/stream": "test_streams",

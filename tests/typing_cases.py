@@ -12,6 +12,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from typing_extensions import Unpack, assert_type, override
 
@@ -234,6 +235,20 @@ async def servers() -> None:
     def health(request: WSUpgradeRequest) -> str:
         return "ok"
 
+    @router.websocket("/later")
+    async def feed_later(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | None:
+        assert_type(request.peername, Any)
+        assert_type(request.sockname, Any)
+        assert_type(request.ssl_object, Any)
+        return None
+
+    @router.http("/later")
+    async def text_later(request: WSUpgradeRequest) -> str | None:
+        return await asyncio.sleep(0, "ok")
+
+    assert_type(await feed_later(WSUpgradeRequest()), WSUpgradeResponseWithListener | None)
+    assert_type(await text_later(WSUpgradeRequest()), str | None)
+
     server = await ws_create_server(listener, "127.0.0.1", 0)
     assert_type(server, Server)
     assert_type(server.stats(), ServerStats)
@@ -249,7 +264,14 @@ async def servers() -> None:
     async def later(request: WSUpgradeRequest) -> WSListener:
         return WSListener()
 
-    await ws_create_server(later, "127.0.0.1", 0)  # type: ignore[arg-type]
+    await ws_create_server(later, "127.0.0.1", 0)
+    await ws_create_server(lambda request: asyncio.ensure_future(later(request)), "127.0.0.1", 0)
+
+    async def number(request: WSUpgradeRequest) -> int:
+        return 1
+
+    await ws_create_server(number, "127.0.0.1", 0)  # type: ignore[arg-type]
+    router.http("/number")(number)  # type: ignore[type-var]
     await ws_create_server(listener, "127.0.0.1", 0, reuse_port=True)
     await ws_create_server(listener, "127.0.0.1", 0, reuse_port="no")  # type: ignore[arg-type]
     await ws_create_server(listener, "127.0.0.1", 0, max_conections=5)  # type: ignore[call-arg]

@@ -19,13 +19,14 @@ one segment, `{name}`, and nothing more: for a web site there are web servers.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from ..callables import check_factory, discard_awaitable
+from ..callables import check_factory, discard_awaitable, is_coroutine_function
 from ..core import WSListener
 from ..http_messages import (
     WSUpgradeRequest,
@@ -37,8 +38,11 @@ __all__ = ["Router"]
 
 WebSocketResult: TypeAlias = WSListener | WSUpgradeResponse | WSUpgradeResponseWithListener | None
 HTTPResult: TypeAlias = WSUpgradeResponse | bytes | str | None
-WebSocketHandler = TypeVar("WebSocketHandler", bound=Callable[..., WebSocketResult])
-HTTPHandler = TypeVar("HTTPHandler", bound=Callable[..., HTTPResult])
+# Asked for by a handler, the same may come later.
+WebSocketAnswer: TypeAlias = WebSocketResult | Awaitable[WebSocketResult]
+HTTPAnswer: TypeAlias = HTTPResult | Awaitable[HTTPResult]
+WebSocketHandler = TypeVar("WebSocketHandler", bound=Callable[..., WebSocketAnswer])
+HTTPHandler = TypeVar("HTTPHandler", bound=Callable[..., HTTPAnswer])
 
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -49,8 +53,9 @@ class _Path:
     def __init__(self, segments: tuple[str, ...]) -> None:
         self.segments = segments
         self.names = [_name(segment) for segment in segments]
-        self.websocket: Callable[..., WebSocketResult] | None = None
-        self.http: Callable[..., HTTPResult] | None = None
+        self.websocket: Callable[..., WebSocketAnswer] | None = None
+        self.http: Callable[..., HTTPAnswer] | None = None
+        self.awaits_http = False
 
     def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
         """The parameters, if these segments are a path of this kind."""
@@ -87,15 +92,17 @@ class Router:
 
     def websocket(self, path: str) -> Callable[[WebSocketHandler], WebSocketHandler]:
         """Decorator: the handler is called as `handler(request, **parameters)`, and returns what a
-        listener factory returns.
+        listener factory returns. It may be a coroutine function, too.
 
         Raises TypeError or ValueError if the path is not valid, or has a WebSocket already, and
-        TypeError for a handler that is not callable, or is `async def`.
+        TypeError for a handler that is not callable.
         """
         segments = _checked_segments(path)
 
         def decorate(handler: WebSocketHandler) -> WebSocketHandler:
-            check_factory(handler, "handler", "what a listener factory returns", WSListener)
+            check_factory(
+                handler, "handler", "what a listener factory returns", WSListener, is_awaited=True
+            )
             found = self._path(segments)
             if found.websocket is not None:
                 raise ValueError(f"path {path!r} has a WebSocket already")
@@ -108,24 +115,27 @@ class Router:
         """Decorator: the handler is called as `handler(request, **parameters)` for GET and HEAD.
 
         It returns a WSUpgradeResponse, or str or bytes for a response with status 200 and type
-        text/plain, or None for 404. The server leaves the body out for HEAD.
+        text/plain, or None for 404. The server leaves the body out for HEAD. It may be a coroutine
+        function, too.
 
         Raises TypeError or ValueError if the path is not valid, or has HTTP already, and TypeError
-        for a handler that is not callable, or is `async def`.
+        for a handler that is not callable.
         """
         segments = _checked_segments(path)
 
         def decorate(handler: HTTPHandler) -> HTTPHandler:
-            check_factory(handler, "handler", "a WSUpgradeResponse, str, bytes or None", WSListener)
+            returns = "a WSUpgradeResponse, str, bytes or None"
+            check_factory(handler, "handler", returns, WSListener, is_awaited=True)
             found = self._path(segments)
             if found.http is not None:
                 raise ValueError(f"path {path!r} has HTTP already")
             found.http = handler
+            found.awaits_http = is_coroutine_function(handler)
             return handler
 
         return decorate
 
-    def __call__(self, request: WSUpgradeRequest) -> WebSocketResult:
+    def __call__(self, request: WSUpgradeRequest) -> WebSocketAnswer:
         """The listener factory."""
         segments = _request_segments(request)
         if segments is None:
@@ -175,7 +185,7 @@ def _request_segments(request: WSUpgradeRequest) -> tuple[str, ...] | None:
         return None
 
 
-def _answer(path: _Path, request: WSUpgradeRequest, parameters: dict[str, str]) -> WebSocketResult:
+def _answer(path: _Path, request: WSUpgradeRequest, parameters: dict[str, str]) -> WebSocketAnswer:
     if path.websocket is not None and (request.is_upgrade or path.http is None):
         if request.is_upgrade:
             return path.websocket(request, **parameters)
@@ -190,7 +200,23 @@ def _answer(path: _Path, request: WSUpgradeRequest, parameters: dict[str, str]) 
         )
     if path.http is None:
         return None
+    if path.awaits_http:
+        return _awaited(path.http, request, **parameters)
     result = path.http(request, **parameters)
+    if inspect.isawaitable(result):
+        return _awaited(lambda: result)
+    return _http_response(result)
+
+
+async def _awaited(
+    handler: Callable[..., Any], /, *arguments: Any, **parameters: Any
+) -> WSUpgradeResponse | None:
+    """The answer of an HTTP handler that is awaited. It is called here, as a task that is cancelled
+    before it begins would leave what it returns unawaited."""
+    return _http_response(await handler(*arguments, **parameters))
+
+
+def _http_response(result: HTTPResult) -> WSUpgradeResponse | None:
     if isinstance(result, str):
         result = result.encode()
     if isinstance(result, (bytes, bytearray, memoryview)):

@@ -35,7 +35,7 @@ from .exceptions import (
     WSViolation,
     is_transient,
 )
-from .handshake import ClientHandshake, ServerHandshake
+from .handshake import ClientHandshake, Negotiated, ServerHandshake
 from .http_messages import (
     HandshakeLimits,
     WSUpgradeRequest,
@@ -62,6 +62,7 @@ __all__ = [
     "FrameCount",
     "FrameParser",
     "HandshakeLimits",
+    "Negotiated",
     "Server",
     "ServerHandshake",
     "ServerOptions",

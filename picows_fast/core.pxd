@@ -62,7 +62,7 @@ cdef class WSTransport(FrameSender):
         readonly object underlying_transport    # has get_extra_info() and the rest of asyncio.Transport's surface
         readonly object request                 # WSUpgradeRequest
         readonly object response                # WSUpgradeResponse
-        readonly object subprotocol             # str, None if none was negotiated (RFC 6455 1.9)
+        readonly object negotiated              # Negotiated: subprotocol and extensions (RFC 6455 1.9)
         readonly WSCloseHandshake close_handshake   # None until the first CLOSE frame
         readonly object disconnect_cause        # WSDisconnectCause, None while connected
         readonly object disconnect_exception    # what went wrong, None if nothing did

@@ -7,6 +7,7 @@ from typing import Any, final
 from typing_extensions import disjoint_base
 
 from .codec import WSCloseHandshake, WSFrame
+from .handshake import Negotiated
 from .http_messages import WSUpgradeRequest, WSUpgradeResponse
 from .net.stream import ByteStream
 from .sending import PICOWS_DEBUG_LL as PICOWS_DEBUG_LL
@@ -37,6 +38,8 @@ class WSTransport(FrameSender):
     def request(self) -> WSUpgradeRequest: ...
     @property
     def response(self) -> WSUpgradeResponse: ...
+    @property
+    def negotiated(self) -> Negotiated: ...
     @property
     def subprotocol(self) -> str | None: ...
     @property

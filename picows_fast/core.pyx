@@ -178,7 +178,7 @@ cdef class WSTransport(FrameSender):
     Read-only attributes, besides the properties:
 
     - ``request``, :class:`WSUpgradeRequest`, and ``response``, :class:`WSUpgradeResponse`: the opening handshake
-    - ``subprotocol``: str, or None if none was negotiated (RFC 6455 1.9)
+    - ``negotiated``: :class:`Negotiated`: the subprotocol and the extensions (RFC 6455 1.9)
     - ``close_handshake``: :class:`WSCloseHandshake`, or None until the first CLOSE frame
     - ``disconnect_cause``: :class:`WSDisconnectCause`, or None while connected; ``disconnect_exception``: what went
       wrong, or None if nothing did
@@ -196,6 +196,11 @@ cdef class WSTransport(FrameSender):
     def state(self):
         """WSState: connecting, open, closing or closed."""
         return _STATES[self.state_code]
+
+    @property
+    def subprotocol(self):
+        """str: ``negotiated.subprotocol``; None if none was negotiated (RFC 6455 1.9)."""
+        return None if self.negotiated is None else self.negotiated.subprotocol
 
     @property
     def listener(self):
@@ -504,12 +509,11 @@ cdef class WSTransport(FrameSender):
         options = self.options
         self.request = request
         self.response = response
-        self.subprotocol = self.handshake.subprotocol
+        self.negotiated = self.handshake.negotiated
         self.parser = FrameParser(
             is_client=self.is_client_side, max_frame_size=options.max_frame_size,
             validate_sequence=options.validate_sequence,
-            # An extension may use any of the bits; which one does is beyond a frame-level API.
-            allowed_rsv=7 if self.handshake.extensions else 0,
+            allowed_rsv=self.negotiated.allowed_rsv,
         )
         self.frame_call = how_to_call(listener, "on_ws_frame", _BASE_ON_WS_FRAME, PF_FRAME_SLOT)
         if self.frame_call == CALL_PYTHON:

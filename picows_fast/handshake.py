@@ -15,6 +15,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NoReturn, TypeAlias
 
@@ -55,6 +56,7 @@ from .url import WSParsedURL
 __all__ = [
     "ClientHandshake",
     "HandshakeRefusedError",
+    "Negotiated",
     "ServerHandshake",
     "parse_extensions",
 ]
@@ -93,6 +95,73 @@ _OWNED_REQUEST_HEADERS = frozenset(
 
 # RFC 9110 15.2 sets no limit to interim responses; more than a few of them mean no good.
 _MAX_INTERIM_RESPONSES = 8
+
+
+@dataclass(frozen=True, init=False)
+class Negotiated:
+    """What the two sides agreed on in an opening handshake (RFC 6455 1.9, 9.1).
+
+    `subprotocol`: a token, or None. `extensions`: (name, parameters) of each, in the order of the
+    response; parameters are (name, value), a value is None where there is none.
+
+    Both handshake objects make one, as `negotiated`; after a handshake of another kind, such as
+    RFC 8441's, make it by hand:
+    ``Negotiated(subprotocol="v2", extensions=parse_extensions(values))``.
+
+    Raises TypeError or ValueError if an argument is not valid.
+    """
+
+    subprotocol: str | None
+    extensions: tuple[tuple[str, tuple[tuple[str, str | None], ...]], ...]
+
+    def __init__(
+        self,
+        *,
+        subprotocol: str | None = None,
+        extensions: Iterable[tuple[str, Iterable[tuple[str, str | None]]]] = (),
+    ) -> None:
+        if subprotocol is not None:
+            _check_token("subprotocol", subprotocol)
+        object.__setattr__(self, "subprotocol", subprotocol)
+        try:
+            extensions = tuple(
+                (name, tuple((key, value) for key, value in parameters))
+                for name, parameters in extensions
+            )
+        except (TypeError, ValueError):
+            raise TypeError("extensions must contain pairs (name, [(name, value), ...])") from None
+        for name, parameters in extensions:
+            _check_token("a name in extensions", name)
+            for key, value in parameters:
+                _check_token("a parameter in extensions", key)
+                if value is not None:
+                    _check_token("a value in extensions", value)
+        object.__setattr__(self, "extensions", extensions)
+
+    @property
+    def allowed_rsv(self) -> int:
+        """The reserved bits that frames may have, for `FrameParser` and `Connection`.
+
+        All (7) with an extension: which one it uses is beyond frames. Otherwise 0.
+        """
+        return 7 if self.extensions else 0
+
+
+def _check_token(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, got {type(value).__name__}")
+    if IS_TOKEN.fullmatch(value) is None:
+        raise ValueError(f"{what} must be a token (RFC 9110 5.6.2)")
+
+
+_NOTHING_NEGOTIATED = Negotiated()
+
+
+def _negotiated(subprotocol: str | None, extensions: Sequence[Extension]) -> Negotiated:
+    # Every connection asks, and most have negotiated nothing.
+    if subprotocol is None and not extensions:
+        return _NOTHING_NEGOTIATED
+    return Negotiated(subprotocol=subprotocol, extensions=extensions)
 
 
 class ClientHandshake:
@@ -150,6 +219,11 @@ class ClientHandshake:
         self._interim_responses = 0
         self._refusal: RefusalReader | None = None
         self._finished = False
+
+    @property
+    def negotiated(self) -> Negotiated:
+        """What the server selected; nothing before the response."""
+        return _negotiated(self.subprotocol, self.extensions)
 
     def request_bytes(self) -> bytes:
         """The request as it goes on the wire.
@@ -403,6 +477,11 @@ class ServerHandshake:
     # Weak: a traceback refers to this object, and a strong reference would make it a cycle.
     _refused: weakref.ref[WSHandshakeError] | None = None
     _refusal: WSUpgradeResponse | None = None
+
+    @property
+    def negotiated(self) -> Negotiated:
+        """What `accept` selected; nothing before it."""
+        return _negotiated(self.subprotocol, self.extensions)
 
     @property
     def has_begun(self) -> bool:

@@ -18,6 +18,7 @@ import trustme
 
 import picows_fast
 from picows_fast import (
+    Negotiated,
     WSError,
     WSHandshakeError,
     WSInvalidHeaderError,
@@ -149,6 +150,7 @@ async def test_subprotocols(io_options):
     async with serving(lambda request: Echo(), subprotocols=["v2", "v1"], **io_options) as url:
         transport = await check_echo(url, subprotocols=["v1", "v2"], **io_options)
         assert transport.subprotocol == "v2"
+        assert transport.negotiated == Negotiated(subprotocol="v2")
         transport = await check_echo(url, subprotocols=("v0", "v1"), **io_options)
         assert transport.subprotocol == "v1"
         transport = await check_echo(url, subprotocols=["v0"], **io_options)

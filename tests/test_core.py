@@ -469,6 +469,7 @@ async def test_attributes_are_read_only(side):
             "underlying_transport",
             "request",
             "response",
+            "negotiated",
             "subprotocol",
             "close_handshake",
             "disconnect_cause",

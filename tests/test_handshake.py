@@ -22,6 +22,7 @@ from picows_fast.exceptions import (
 )
 from picows_fast.handshake import (
     ClientHandshake,
+    Negotiated,
     ServerHandshake,
     parse_extensions,
 )
@@ -322,6 +323,10 @@ def test_offered_extension_may_be_selected():
     handshake, error = answer(response(Sec_WebSocket_Extensions=selected), extra_headers=offer)
     assert error is None
     assert handshake.extensions == [("permessage-deflate", [("server_max_window_bits", "10")])]
+    assert handshake.negotiated == Negotiated(extensions=handshake.extensions)
+    assert handshake.negotiated.extensions == (
+        ("permessage-deflate", (("server_max_window_bits", "10"),)),
+    )
     for empty in ("", " ", " ,", ",\t,"):
         handshake, error = answer(response(Sec_WebSocket_Extensions=empty), extra_headers=offer)
         assert error is None
@@ -816,6 +821,31 @@ def test_factory_may_select_an_offered_extension():
     assert handshake.extensions == ()
     assert handshake.accept(given).headers["Sec-WebSocket-Extensions"] == "y; b"
     assert handshake.extensions == [("y", [("b", None)])]
+    assert handshake.negotiated == Negotiated(extensions=[("y", [("b", None)])])
+
+
+def test_negotiated_made_by_hand():
+    nothing = Negotiated(extensions=[])
+    assert (nothing.subprotocol, nothing.extensions, nothing.allowed_rsv) == (None, (), 0)
+    given = [("x", [("a", "1"), ("b", None)])]
+    made = Negotiated(subprotocol="v2", extensions=given)
+    given[0][1].clear()
+    assert made.extensions == (("x", (("a", "1"), ("b", None))),)
+    assert made.allowed_rsv == 7
+    assert {made: 1}[Negotiated(subprotocol="v2", extensions=made.extensions)] == 1
+    with pytest.raises(AttributeError):
+        made.subprotocol = "v1"
+    for wrong, error in (
+        ({"subprotocol": 5}, TypeError),
+        ({"subprotocol": "a b"}, ValueError),
+        ({"extensions": "x"}, TypeError),
+        ({"extensions": 5}, TypeError),
+        ({"extensions": [("x y", [])]}, ValueError),
+        ({"extensions": [("x", [("a", 1)])]}, TypeError),
+        ({"extensions": [("x", ["ab,"])]}, TypeError),
+    ):
+        with pytest.raises(error, match=next(iter(wrong))):
+            Negotiated(**wrong)
 
 
 @pytest.mark.parametrize("offered", [None, "", "x"])

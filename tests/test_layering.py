@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "typed_settings": set(),
     "core": {"wire", "codec", "net", "net.stream", "net.overdue", "keepalive", "describe"}
     | {"exceptions", "states", "http_messages", "stats", "traffic", "callbacks", "sending"}
+    | {"handshake"}
     | {"callables"},
     "connecting": {"exceptions", "http_messages", "url", "net", "net.overdue"},
     "listening": set(),

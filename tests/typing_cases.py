@@ -20,6 +20,7 @@ import picows_fast
 from picows_fast import (
     ClientHandshake,
     FrameParser,
+    Negotiated,
     Server,
     ServerStats,
     WSCloseCode,
@@ -299,6 +300,9 @@ async def transports(transport: WSTransport) -> None:
     assert_type(transport.disconnect_exception, BaseException | None)
     assert_type(transport.close_handshake, WSCloseHandshake | None)
     assert_type(transport.subprotocol, str | None)
+    assert_type(transport.negotiated, Negotiated)
+    assert_type(transport.negotiated.subprotocol, str | None)
+    assert_type(transport.negotiated.allowed_rsv, int)
     assert_type(transport.listener, WSListener | None)
     assert_type(transport.request, WSUpgradeRequest)
     assert_type(transport.response, WSUpgradeResponse)

@@ -17,8 +17,9 @@ TARGET = Path(__file__).with_name("settings.md")
 HEAD = """\
 # Settings
 
-Keyword arguments of `ws_connect` and `ws_create_server`. They are checked when the function is
-called: `TypeError` or `ValueError` names the one that is wrong.
+Keyword arguments of `ws_connect` and `ws_create_server`, and of `ClientOptions` and
+`ServerOptions`, which `connect` and `serve` take as one object. They are checked when the function
+is called or the object is made: `TypeError` or `ValueError` names the one that is wrong.
 
 This page is made from `picows_fast.options` by `docs/make_settings.py`.
 """

@@ -7,7 +7,7 @@ The names below are the public API, together with what ``picows_fast.core`` offe
 import sys as _sys
 
 from ._version import __version__
-from .client import ws_connect
+from .client import connect, ws_connect
 from .codec import (
     FrameParser,
     WSCloseCode,
@@ -45,7 +45,7 @@ from .http_messages import (
 from .loop import new_event_loop, run
 from .options import ClientOptions, ServerOptions
 from .sending import PICOWS_DEBUG_LL
-from .server import ws_create_server
+from .server import serve, ws_create_server
 from .serving import Server
 from .states import WSDisconnectCause, WSState
 from .stats import FrameCount, TrafficStats, TransportStats
@@ -98,10 +98,12 @@ __all__ = [
     "__version__",
     "build_close_payload",
     "build_frame",
+    "connect",
     "is_transient",
     "new_event_loop",
     "parse_url",
     "run",
+    "serve",
     "ws_connect",
     "ws_create_server",
 ]

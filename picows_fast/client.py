@@ -1,4 +1,4 @@
-"""``ws_connect``: from a URL to an open connection, through redirects, under one deadline.
+"""``connect``, ``ws_connect``: from a URL to an open connection, redirects included, in time.
 
 Owns the order of the steps and what is cleaned up when one fails or the caller is cancelled. Each
 step is somebody else's: ``connecting`` opens the socket, ``net`` the stream, ``core`` runs the
@@ -26,7 +26,7 @@ from .exceptions import WSError, WSInvalidStatusError
 from .handshake import ClientHandshake
 from .logs import resolve_logger
 from .net.open import end_connection, open_stream, tune_socket
-from .options import ClientOptions, check_names, handshake_limits
+from .options import ClientOptions, check_names, checked_options, handshake_limits
 from .states import WSDisconnectCause
 from .url import WSParsedURL, parse_url, tls_server_name
 
@@ -37,13 +37,51 @@ if TYPE_CHECKING:
     from .http_messages import HeadersLike, WSUpgradeRequest, WSUpgradeResponse
     from .typed_settings import ClientSettings
 
-__all__ = ["ListenerFactory", "ws_connect"]
+__all__ = ["ListenerFactory", "connect", "ws_connect"]
 
 L = TypeVar("L", bound=WSListener)
 
 ListenerFactory = Callable[[], L] | Callable[["WSUpgradeRequest", "WSUpgradeResponse"], L]
 
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))  # RFC 9110 15.4
+
+
+async def connect(
+    ws_listener_factory: ListenerFactory[L], url: str, options: ClientOptions | None = None
+) -> tuple[WSTransport, L]:
+    """Connect to a WebSocket server (RFC 6455 4.1), with settings that were made before.
+
+    The same as :func:`ws_connect`, which makes the options of its keyword arguments: it returns and
+    raises the same. For settings that several connections share, or that a program keeps.
+
+    :param ws_listener_factory: as of :func:`ws_connect`
+    :param url: ``ws://`` or ``wss://``
+    :param options: the settings; None: the defaults
+    :returns: the transport and what the factory returned
+    :raises TypeError: ``options`` is no :class:`ClientOptions`
+    """
+    options = checked_options("connect", options, ClientOptions)
+    timeout = options.websocket_handshake_timeout
+    factory = _two_argument_factory(ws_listener_factory)
+    attempt = _Attempt(parse_url(url))
+    try:
+        async with deadline(asyncio.get_running_loop(), timeout):
+            return await _connect(factory, options, attempt)
+    except (WSError, OSError, asyncio.TimeoutError) as error:
+        if isinstance(error, asyncio.TimeoutError) and not error.args:
+            # The deadline's.
+            refusal = None if attempt.handshake is None else attempt.handshake.end_error()
+            if isinstance(refusal, WSInvalidStatusError):
+                attempt.progress.mark(refusal)
+                _tell_failure(options, attempt, refusal)
+                raise refusal from error
+            error.args = (f"timed out after {timeout:g} s {attempt.progress}",)
+        attempt.progress.mark(error)
+        _tell_failure(options, attempt, error)
+        raise
+    finally:
+        # The errors' tracebacks refer to this frame.
+        refusal = None
 
 
 async def ws_connect(
@@ -81,6 +119,7 @@ async def ws_connect(
     """Connect to a WebSocket server (RFC 6455 4.1).
 
     Every setting is described where its default is: :class:`picows_fast.options.ClientOptions`.
+    :func:`connect` takes such an object in place of keyword arguments.
 
     :param ws_listener_factory: returns the :class:`WSListener`; called without arguments, or with
         the :class:`WSUpgradeRequest` and the :class:`WSUpgradeResponse` if it cannot be called
@@ -135,26 +174,7 @@ async def ws_connect(
         ssl_session=ssl_session,
         **create_connection_kwargs,
     )
-    factory = _two_argument_factory(ws_listener_factory)
-    attempt = _Attempt(parse_url(url))
-    try:
-        async with deadline(asyncio.get_running_loop(), websocket_handshake_timeout):
-            return await _connect(factory, options, attempt)
-    except (WSError, OSError, asyncio.TimeoutError) as error:
-        if isinstance(error, asyncio.TimeoutError) and not error.args:
-            # The deadline's.
-            refusal = None if attempt.handshake is None else attempt.handshake.end_error()
-            if isinstance(refusal, WSInvalidStatusError):
-                attempt.progress.mark(refusal)
-                _tell_failure(options, attempt, refusal)
-                raise refusal from error
-            error.args = (f"timed out after {websocket_handshake_timeout:g} s {attempt.progress}",)
-        attempt.progress.mark(error)
-        _tell_failure(options, attempt, error)
-        raise
-    finally:
-        # The errors' tracebacks refer to this frame.
-        refusal = None
+    return await connect(ws_listener_factory, url, options)
 
 
 class _Attempt:

@@ -306,6 +306,9 @@ class _Settings:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+S = TypeVar("S", bound=_Settings)
+
+
 def check_names(function: str, given: Iterable[str], settings: type[_Settings]) -> None:
     """Raise TypeError, in the name of the function that was called, for what is no setting."""
     names = settings.__dataclass_fields__
@@ -317,6 +320,21 @@ def check_names(function: str, given: Iterable[str], settings: type[_Settings]) 
             likely += difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {likely[0]!r}?" if likely else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+
+
+def checked_options(function: str, options: Any, kind: type[S]) -> S:
+    """Return the options that a function was given, the defaults for None.
+
+    They were checked when they were made. Raises TypeError, in the name of that function, for what
+    is not of this kind.
+    """
+    if options is None:
+        return kind()
+    if not isinstance(options, kind):
+        raise TypeError(
+            f"options of {function}() must be {kind.__name__} or None, got {type(options).__name__}"
+        )
+    return options
 
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ import trustme
 
 import picows_fast
 from picows_fast import (
+    ClientOptions,
     Negotiated,
+    ServerOptions,
     WSError,
     WSHandshakeError,
     WSInvalidHeaderError,
@@ -32,6 +34,7 @@ from picows_fast import (
     WSUpgradeRequest,
     WSUpgradeResponse,
     WSUpgradeResponseWithListener,
+    connect,
     ws_connect,
 )
 from picows_fast.layers.messages import WSMessageListener
@@ -1410,3 +1413,41 @@ async def test_compatible_settings_are_accepted():
             happy_eyeballs_delay=None,
             family=socket.AF_INET,
         )
+
+
+# --- Settings as an object
+
+
+async def test_options_as_an_object(io_options):
+    """One object serves several connections, and both functions do the same with it."""
+    options = ClientOptions(subprotocols=["v2"], extra_headers={"X-Region": "eu"}, **io_options)
+    async with serving(lambda request: Echo(), subprotocols=["v2"], **io_options) as url:
+        for _ in range(2):
+            transport, listener = await connect(Recorder, url, options)
+            assert type(listener) is Recorder
+            assert transport.subprotocol == "v2"
+            assert transport.request.headers["X-Region"] == "eu"
+            transport.disconnect()
+            await transport.wait_disconnected()
+        transport, _ = await connect(Recorder, url)
+        assert transport.subprotocol is None
+        transport.disconnect()
+        await transport.wait_disconnected()
+
+
+async def test_deadline_of_options():
+    async def answer(reader, writer):
+        await reader.read()
+
+    async with raw_server(answer, upgrade=False) as url:
+        with pytest.raises(asyncio.TimeoutError, match=r"timed out after 0\.05 s") as caught:
+            await connect(Recorder, url, ClientOptions(websocket_handshake_timeout=0.05))
+    assert caught.value.is_transient
+
+
+async def test_options_of_a_wrong_type():
+    for wrong in ({"enable_auto_ping": True}, ServerOptions(), ClientOptions):
+        with pytest.raises(
+            TypeError, match=r"options of connect\(\) must be ClientOptions or None"
+        ):
+            await connect(Recorder, "ws://127.0.0.1:1/", wrong)

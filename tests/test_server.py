@@ -597,3 +597,20 @@ async def test_abrupt_ends_while_serving_continue(io_options):
         writer.close()
     server.close()
     await asyncio.wait_for(server.wait_closed(), TIMEOUT)
+
+
+async def test_options_as_an_object():
+    options = picows_fast.ServerOptions(subprotocols=["v2"])
+    for _ in range(2):
+        server = await picows_fast.serve(lambda request: Echo(), "127.0.0.1", 0, options)
+        port = server.sockets[0].getsockname()[1]
+        transport = await check_echo(f"ws://127.0.0.1:{port}/", subprotocols=["v2"])
+        assert transport.subprotocol == "v2"
+        server.close()
+        await server.wait_closed()
+    server = await picows_fast.serve(lambda request: None, "127.0.0.1")
+    server.close()
+    await server.wait_closed()
+    for wrong in ({"backlog": 5}, picows_fast.ClientOptions()):
+        with pytest.raises(TypeError, match=r"options of serve\(\) must be ServerOptions or None"):
+            await picows_fast.serve(lambda request: None, "127.0.0.1", 0, wrong)

@@ -19,9 +19,11 @@ from typing_extensions import Unpack, assert_type, override
 import picows_fast
 from picows_fast import (
     ClientHandshake,
+    ClientOptions,
     FrameParser,
     Negotiated,
     Server,
+    ServerOptions,
     ServerStats,
     WSCloseCode,
     WSCloseHandshake,
@@ -43,8 +45,10 @@ from picows_fast import (
     WSViolation,
     build_close_payload,
     build_frame,
+    connect,
     is_transient,
     parse_url,
+    serve,
     ws_connect,
     ws_create_server,
 )
@@ -208,6 +212,14 @@ async def failures() -> None:
         assert_type(error.is_transient, bool)
     except OSError as error:
         assert_type(is_transient(error), bool)
+
+
+async def options_as_an_object() -> None:
+    options = ClientOptions(enable_auto_ping=True)
+    assert_type(
+        await connect(Everything, "ws://127.0.0.1/", options), tuple[WSTransport, Everything]
+    )
+    assert_type(await serve(lambda request: None, None, 0, ServerOptions()), Server)
 
 
 async def servers() -> None:

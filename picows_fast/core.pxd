@@ -7,6 +7,7 @@ from .callbacks cimport ListenerCall
 from .codec cimport FrameParser, WSCloseCode, WSCloseHandshake, WSCloseInfo, WSFrame, WSMsgType
 from .sending cimport FrameSender
 
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint64_t
 
@@ -90,7 +91,7 @@ cdef class WSTransport(FrameSender):
         ListenerCall frame_call
         object frame_method         # the bound method for CALL_PYTHON, the function for CALL_FUNCTION
         Vectorcall frame_function
-        object listener_state       # what a listener of picows_fast.layers keeps about this connection
+        list layer_states           # what each layer keeps about this connection, by its slot; None: nothing
         Py_ssize_t unfinished_shown  # bytes that _unfinished_payload() got of this frame; -1: it is not wanted
         bint asks_pong              # is_user_specific_pong() is overridden
 
@@ -111,8 +112,14 @@ cdef class WSTransport(FrameSender):
         object pong_waiter          # future of a measurement
         object measure_lock
         bint pong_expected
-        bint timed                  # last_received is kept
-        double last_received        # seconds of the monotonic clock
+        # Times of reading are kept: for auto-ping, or because a layer has asked with keep_times(). Seconds of the
+        # monotonic clock.
+        bint timed
+        double last_received
+        # When the newest of the first `data_frames_timed` data frames came; those behind them came with last_received.
+        # -1: there were none.
+        double data_timed
+        uint64_t data_frames_timed
         double overdue_since        # when a pong was found missing, and reading on began
 
         # statistics
@@ -136,7 +143,14 @@ cdef class WSTransport(FrameSender):
     cdef int pause_for(self, PauseOwner owner) except -1
     cdef int resume_for(self, PauseOwner owner) except -1
 
+    # Have last_data_received() know from now on. Reading costs a look at the clock more.
+    cdef int keep_times(self) noexcept
+    # When the last data frame (TEXT, BINARY, CONTINUATION) came, seconds of the monotonic clock; -1: not known. It is
+    # the time of the read that brought its end. PING and PONG do not count.
+    cdef double last_data_received(self) noexcept
+
     # --- internal
+    cdef uint64_t _data_frames(self) noexcept
     cdef int _read_again(self) except -1
     cdef int _answer_ping(self, WSFrame frame) except -1
     cdef bint _must_hold_pong(self) noexcept
@@ -184,3 +198,15 @@ cdef class WSTransport(FrameSender):
     cdef int _on_ping_timer(self, bint judging) except -1
     cdef bint _pings_otherwise(self) except -1
     cdef int _on_handshake_timeout(self) except -1
+
+
+# --- internal: for picows_fast.layers
+# The number of a slot for what one layer keeps about each connection. A layer asks once, when it is imported.
+cdef Py_ssize_t new_slot() except -1
+# Keep this about a connection until its end.
+cdef int set_layer_state(WSTransport transport, Py_ssize_t slot, object state) except -1
+
+cdef inline object layer_state(WSTransport transport, Py_ssize_t slot):
+    """What the layer keeps about this connection; None: nothing."""
+    cdef list states = transport.layer_states
+    return None if states is None or slot >= PyList_GET_SIZE(states) else states[slot]

@@ -8,6 +8,7 @@ business, what they mean the parser's and the handshake's, when to ping the auto
 
 import asyncio
 import inspect
+import itertools
 import logging
 import math
 import operator
@@ -94,6 +95,9 @@ cdef tuple _STATES = tuple(WSState)
 
 # The class of the last listener, whose methods were found to be plain: most programs have one.
 cdef object _checked_class = None
+
+# The slots of layers.
+cdef object _slot_numbers = itertools.count()
 
 # Who shows it may make a WSTransport.
 cdef object _maker = object()
@@ -232,6 +236,7 @@ cdef class WSTransport(FrameSender):
         last_received = self.stream.last_received()
         if last_received is None and self.timed:
             last_received = self.last_received
+        last_data = self.last_data_received()
         return TransportStats(
             received=traffic_stats(self.traffic.received),
             sent=traffic_stats(self.traffic.sent),
@@ -246,6 +251,7 @@ cdef class WSTransport(FrameSender):
             round_trip_smoothed_ns=None if self.round_trip < 0 else int(self.smoothed_round_trip * 1e9),
             connected_at_ns=None if self.parser is None else int((difference + self.connected_at) * 1e9),
             last_received_at_ns=None if last_received is None else int((difference + last_received) * 1e9),
+            last_data_received_at_ns=None if last_data < 0 else int((difference + last_data) * 1e9),
         )
 
     def __repr__(self):
@@ -289,7 +295,7 @@ cdef class WSTransport(FrameSender):
             self.receiving = False
             self.reading_pauses += 1
             self.stream.pause()
-            if self.timed and self.pause_owners:
+            if self.auto_ping is not None and self.pause_owners:
                 self.auto_ping.paused(pf_monotonic())
         return 0
 
@@ -303,7 +309,7 @@ cdef class WSTransport(FrameSender):
         """Nobody pauses reading any more."""
         self.pause_owners = 0
         self.receiving = self.state_code != CONNECTING
-        if self.timed:
+        if self.auto_ping is not None:
             self.auto_ping.resumed(pf_monotonic(), self.last_received)
             if self.timer is None:
                 self._arm_ping()
@@ -625,6 +631,9 @@ cdef class WSTransport(FrameSender):
         if parser.close_received:
             return size     # nothing behind a CLOSE counts (RFC 6455 5.5.1)
         if self.timed:
+            if self._data_frames() != self.data_frames_timed:
+                self.data_timed = self.last_received
+                self.data_frames_timed = self._data_frames()
             self.last_received = pf_monotonic()
         _spare_frame = None
         if frame is None:
@@ -670,6 +679,26 @@ cdef class WSTransport(FrameSender):
                 self.unfinished_shown = 0
             self._show_unfinished(data + used, size - used)
         return used
+
+    cdef uint64_t _data_frames(self) noexcept:
+        """How many data frames have come."""
+        return (
+            self.traffic.received[<int> WSMsgType.CONTINUATION].frames
+            + self.traffic.received[<int> WSMsgType.TEXT].frames
+            + self.traffic.received[<int> WSMsgType.BINARY].frames
+        )
+
+    cdef int keep_times(self) noexcept:
+        if not self.timed:
+            self.timed = True
+            self.last_received = pf_monotonic()
+            self.data_frames_timed = self._data_frames()
+        return 0
+
+    cdef double last_data_received(self) noexcept:
+        if not self.timed or self._data_frames() == self.data_frames_timed:
+            return self.data_timed
+        return self.last_received
 
     cdef int _on_frame(self, WSFrame frame) except -1:
         count_frame(&self.traffic.received[<int> frame.msg_type], frame.payload_size)
@@ -1235,7 +1264,7 @@ cdef class WSTransport(FrameSender):
     cdef int _told_closing(self, WSListener listener) except -1:
         self.state_code = CLOSED
         self.is_disconnected = True
-        self.handshake = self.listener_factory = self.check_limits = self.frame_method = self.listener_state = None
+        self.handshake = self.listener_factory = self.check_limits = self.frame_method = self.layer_states = None
         try:
             self._end_outbox()
         finally:
@@ -1286,6 +1315,19 @@ cdef class WSTransport(FrameSender):
             self.disconnected_future.set_result(None)
 
 
+cdef Py_ssize_t new_slot() except -1:
+    return next(_slot_numbers)
+
+
+cdef int set_layer_state(WSTransport transport, Py_ssize_t slot, object state) except -1:
+    cdef list states = transport.layer_states
+    if states is None:
+        states = transport.layer_states = []
+    states.extend([None] * (slot + 1 - len(states)))
+    states[slot] = state
+    return 0
+
+
 def new_transport(loop, ByteStream stream not None, options, handshake, listener_factory, logger,
                   bint is_client_side, bint is_secure, server=None, url=None, check_limits=None):
     """Return the transport of a connected stream, whose bytes are an opening handshake.
@@ -1306,7 +1348,7 @@ def new_transport(loop, ByteStream stream not None, options, handshake, listener
     transport.is_secure = is_secure
     transport.server = server
     transport.url = url
-    transport.round_trip = transport.pong_waits_since = -1
+    transport.round_trip = transport.pong_waits_since = transport.data_timed = -1
     traffic = getattr(server, "traffic", None)
     if traffic is not None:
         transport.shared_traffic = &(<SharedTraffic?> traffic).counters

@@ -81,7 +81,8 @@ class TransportStats:
     took may be lost on its way. Over TLS with its overhead, where the bytes were encrypted. Over a
     transport of the event loop's, a reset leaves no more to count than what waited before it."""
     reading_pauses: int
-    """How often ``pause_reading`` stopped the connection from receiving."""
+    """How often the connection stopped receiving, by ``pause_reading`` or for the queue of a layer.
+    Pauses that overlap count once."""
     writing_pauses: int
     """How often the backlog went above ``write_high_watermark``."""
     pings_sent: int
@@ -97,3 +98,7 @@ class TransportStats:
     """When bytes came last, Unix time in nanoseconds; None if it is not known. On TCP and Linux the
     operating system tells, to some milliseconds. Elsewhere, and once a connection over a transport
     of the loop's has ended, it is known with auto-ping only."""
+    last_data_received_at_ns: int | None
+    """When the last data frame (TEXT, BINARY, CONTINUATION: RFC 6455 5.6) came, Unix time in
+    nanoseconds; PING and PONG do not count. A frame comes with the read that brings its end. None
+    before the first, and without auto-ping."""

@@ -197,6 +197,22 @@ async def test_paused_reading_does_not_kill(link, strategy):
         assert pair.transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
 
 
+async def test_a_queue_that_is_full_does_not_kill(link, listeners):
+    """The time counts from the first owner's pause to the last one's end."""
+    queue, _ = listeners.pause_owners
+    async with link(**pinging(idle=0.03, reply=0.05)) as pair:
+        transport = pair.transport
+        listeners.pause_for(transport, queue)
+        await asyncio.sleep(0.06)
+        transport.pause_reading()
+        listeners.resume_for(transport, queue)
+        await asyncio.sleep(0.12)
+        assert transport.state == WSState.OPEN
+        transport.resume_reading()
+        await pair.listener.closed()
+        assert transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
+
+
 class PausesOften(Recorder):
     """Reads with a short pause behind each frame, as a bounded queue makes them."""
 

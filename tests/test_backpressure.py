@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 
@@ -574,6 +575,56 @@ async def test_protocol_error_behind_frames_of_a_paused_connection(link):
         assert pair.transport.state == WSState.OPEN
         pair.transport.resume_reading()
         assert (await pair.peer.read_close())[0] == 1002
+
+
+async def test_a_connection_reads_when_nobody_pauses_it(link, listeners):
+    """None resumes what another one has paused, and each counts once."""
+    queue, handshake = listeners.pause_owners
+    async with link() as pair:
+        transport = pair.transport
+        pause = {
+            "user": (transport.pause_reading, transport.resume_reading),
+            "queue": (
+                lambda: listeners.pause_for(transport, queue),
+                lambda: listeners.resume_for(transport, queue),
+            ),
+            "handshake": (
+                lambda: listeners.pause_for(transport, handshake),
+                lambda: listeners.resume_for(transport, handshake),
+            ),
+        }
+        expected = 0
+        for order in itertools.permutations(pause):
+            for name in order:
+                pause[name][0]()
+                pause[name][0]()
+            await pair.peer.send(WSMsgType.TEXT, "x")
+            for name in order[1:]:
+                pause[name][1]()
+                pause[name][1]()
+            await asyncio.sleep(0.005)
+            assert transport.is_reading_paused
+            assert len(pair.listener.frames) == expected
+            pause[order[0]][1]()
+            assert not transport.is_reading_paused
+            expected += 1
+            await pair.listener.frame(expected - 1)
+            assert transport.stats().reading_pauses == expected
+
+
+async def test_our_close_resumes_for_all_owners(link, listeners):
+    queue, _ = listeners.pause_owners
+    async with link(close_timeout=20) as pair:
+        pair.transport.pause_reading()
+        listeners.pause_for(pair.transport, queue)
+        pair.transport.send_close(1000)
+        assert not pair.transport.is_reading_paused
+        listeners.pause_for(pair.transport, queue)
+        assert not pair.transport.is_reading_paused
+        await pair.peer.send_close(1000)
+        await pair.listener.frame(0)
+        pair.peer.close()
+        await pair.listener.closed()
 
 
 async def test_pausing_after_close_does_nothing(link):

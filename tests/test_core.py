@@ -662,3 +662,33 @@ async def test_nothing_follows_a_close_that_is_sent_in_the_midst(side, msg_type,
         await pair.peer.send_close(1000)
         pair.peer.fin()
         assert await pair.peer.read_to_end() == b""
+
+
+# --- What layers keep with a connection
+
+
+class Kept:
+    """Can be referred to weakly."""
+
+
+async def test_each_layer_has_its_slot(link, listeners):
+    """One layer's state is not seen by another, and none outlives the connection."""
+    first, second = listeners.make_slot(), listeners.make_slot()
+    assert second == first + 1
+    async with link() as pair:
+        transport = pair.transport
+        assert listeners.state_of(transport, second) is None
+        kept = Kept()
+        reference = weakref.ref(kept)
+        listeners.keep_state(transport, second, kept)
+        assert listeners.state_of(transport, second) is kept
+        assert listeners.state_of(transport, first) is None
+        assert listeners.state_of(transport, second + 1) is None
+        listeners.keep_state(transport, first, "other")
+        assert listeners.state_of(transport, second) is kept
+        assert listeners.state_of(transport, first) == "other"
+        del kept
+        transport.disconnect(graceful=False)
+        await pair.listener.closed()
+        assert reference() is None
+        assert listeners.state_of(transport, first) is None

@@ -110,6 +110,72 @@ async def test_last_received_without_tcp(tmp_path):
             await transport.wait_disconnected()
 
 
+class Asks(Recorder):
+    """Notes with each frame when data came last."""
+
+    def __init__(self, last_data_received):
+        super().__init__()
+        self.last_data_received = last_data_received
+        self.times = []
+
+    def on_ws_frame(self, transport, frame):
+        super().on_ws_frame(transport, frame)
+        self.times.append(self.last_data_received(transport))
+
+
+async def test_when_data_came_last(link, listeners):
+    """Its frames tell, with the time of their own read; control frames do not."""
+    listener = Asks(listeners.last_data_received)
+    times = listener.times
+    async with link(listener, enable_auto_ping=True, enable_auto_pong=False) as pair:
+        began = time.time_ns()
+        await pair.peer.send(WSMsgType.PING, "1")
+        await listener.frame(0)
+        assert times == [-1]
+        assert pair.transport.stats().last_data_received_at_ns is None
+        await pair.peer.send_bytes(pair.peer.frame(WSMsgType.BINARY, "a") * 2)
+        await listener.frame(2)
+        assert times[2] >= times[1] > 0
+        for payload in "23":
+            await asyncio.sleep(0.001)
+            await pair.peer.send(WSMsgType.PONG, payload)
+            await pair.peer.send(WSMsgType.PING, payload)
+        await listener.frame(6)
+        assert set(times[3:]) == {times[2]}
+        await pair.peer.send(WSMsgType.TEXT, "b", fin=False)
+        await listener.frame(7)
+        assert times[7] > times[6]
+        await asyncio.sleep(0.001)
+        await pair.peer.send(WSMsgType.CONTINUATION, "c")
+        await listener.frame(8)
+        assert times[8] > times[7]
+        told = pair.transport.stats().last_data_received_at_ns
+        assert began - TICK < told < time.time_ns() + TICK
+
+
+async def test_the_time_of_data_is_kept_for_who_asks(link, listeners):
+    """Not without auto-ping, unless a layer wants it: from then on."""
+    async with link() as pair:
+        transport = pair.transport
+        await pair.peer.send(WSMsgType.TEXT, "a")
+        await pair.listener.frame(0)
+        assert transport.stats().last_data_received_at_ns is None
+        listeners.keep_times(transport)
+        assert listeners.last_data_received(transport) == -1
+        await pair.peer.send(WSMsgType.PING, "b")
+        await pair.peer.send(WSMsgType.TEXT, "c")
+        await pair.listener.frame(1)
+        before = listeners.last_data_received(transport)
+        assert time.monotonic() - 5 < before <= time.monotonic()
+        listeners.keep_times(transport)
+        assert listeners.last_data_received(transport) == before
+        transport.pause_reading()
+        transport.resume_reading()
+        await pair.peer.send(WSMsgType.TEXT, "d")
+        await pair.listener.frame(2)
+        assert listeners.last_data_received(transport) > before
+
+
 @pytest.mark.parametrize("end", ["abort", "close timeout", "max_write_backlog", "reset", "sent"])
 async def test_backlog_that_was_lost(request, link, end):
     options = {"max_write_backlog": 900_000} if end == "max_write_backlog" else {}

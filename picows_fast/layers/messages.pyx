@@ -9,6 +9,7 @@ anywhere. What a violation does to the connection is the transport's business.
 from cpython.object cimport PyObject
 
 from ..callbacks cimport CALL_NOTHING, CALL_PYTHON, how_to_call
+from ..core cimport layer_state, new_slot, set_layer_state
 from ..protocol.messages cimport DEFAULT_FRAGMENTS, DEFAULT_MESSAGE_SIZE, MessageAssembler, check_limits
 
 
@@ -24,6 +25,8 @@ cdef extern from *:
 cdef extern from "Python.h":
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_VectorcallMethod(object name, PyObject **args, size_t nargsf, PyObject *kwnames)
+
+cdef Py_ssize_t _SLOT = new_slot()
 
 cdef str _ON_WS_MESSAGE = "on_ws_message"
 
@@ -100,11 +103,12 @@ cdef class WSMessageListener(WSListener):
 
     cdef MessageAssembler _assembler(self, WSTransport transport):
         # Kept with the connection: a listener may be shared, or outlive it.
-        cdef MessageAssembler assembler = transport.listener_state
+        cdef MessageAssembler assembler = layer_state(transport, _SLOT)
         if assembler is None:
-            assembler = transport.listener_state = MessageAssembler(
+            assembler = MessageAssembler(
                 max_message_size=self.max_message_size, max_fragments=self.max_fragments
             )
+            set_layer_state(transport, _SLOT, assembler)
         return assembler
 
     cdef int _find_message_call(self) except -1:

@@ -6,6 +6,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from picows_fast.core cimport (
+    PauseOwner,
     WSAutoPingStrategy,
     WSCloseCode,
     WSCloseHandshake,
@@ -14,6 +15,9 @@ from picows_fast.core cimport (
     WSListener,
     WSMsgType,
     WSTransport,
+    layer_state,
+    new_slot,
+    set_layer_state,
 )
 
 import asyncio
@@ -269,3 +273,36 @@ cdef class Ending(Noted):
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self.note(("disconnected", self.send_one(transport)))
+
+
+# What a layer calls of a transport.
+
+pause_owners = (PauseOwner.QUEUE, PauseOwner.HANDSHAKE)
+
+
+def pause_for(WSTransport transport, PauseOwner owner):
+    transport.pause_for(owner)
+
+
+def resume_for(WSTransport transport, PauseOwner owner):
+    transport.resume_for(owner)
+
+
+def make_slot():
+    return new_slot()
+
+
+def state_of(WSTransport transport, Py_ssize_t slot):
+    return layer_state(transport, slot)
+
+
+def keep_state(WSTransport transport, Py_ssize_t slot, state):
+    set_layer_state(transport, slot, state)
+
+
+def keep_times(WSTransport transport):
+    transport.keep_times()
+
+
+def last_data_received(WSTransport transport):
+    return transport.last_data_received()

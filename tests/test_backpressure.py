@@ -593,8 +593,7 @@ async def test_a_connection_reads_when_nobody_pauses_it(link, listeners):
                 lambda: listeners.resume_for(transport, handshake),
             ),
         }
-        expected = 0
-        for order in itertools.permutations(pause):
+        for count, order in enumerate(itertools.permutations(pause)):
             for name in order:
                 pause[name][0]()
                 pause[name][0]()
@@ -604,12 +603,11 @@ async def test_a_connection_reads_when_nobody_pauses_it(link, listeners):
                 pause[name][1]()
             await asyncio.sleep(0.005)
             assert transport.is_reading_paused
-            assert len(pair.listener.frames) == expected
+            assert len(pair.listener.frames) == count
             pause[order[0]][1]()
             assert not transport.is_reading_paused
-            expected += 1
-            await pair.listener.frame(expected - 1)
-            assert transport.stats().reading_pauses == expected
+            await pair.listener.frame(count)
+            assert transport.stats().reading_pauses == count + 1
 
 
 async def test_our_close_resumes_for_all_owners(link, listeners):

@@ -7,6 +7,7 @@ The names below are the public API, together with what ``picows_fast.core`` offe
 import sys as _sys
 
 from ._version import __version__
+from .attaching import attach
 from .client import connect, ws_connect
 from .codec import (
     FrameParser,
@@ -96,6 +97,7 @@ __all__ = [
     "WSUpgradeResponseWithListener",
     "WSViolation",
     "__version__",
+    "attach",
     "build_close_payload",
     "build_frame",
     "connect",

@@ -159,7 +159,7 @@ cdef class WSTransport(FrameSender):
     cdef int _forget_pong(self) except -1
     cdef long long _sent_at_least(self) noexcept
     cdef Py_ssize_t _handshake_data(self, uint8_t *data, Py_ssize_t size) except -1
-    cdef int _upgraded(self, listener, request, response) except -1
+    cdef int _upgraded(self, listener, request, response, bint sends_response) except -1
     cdef int _serve_request(self, request) except -1
     cdef int _answer_request(self, listener, bint is_late) except -1
     cdef int _await_factory(self, awaitable) except -1

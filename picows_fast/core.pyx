@@ -176,12 +176,13 @@ cdef object _BASE_PING = WSListener.__dict__["send_user_specific_ping"]
 cdef class WSTransport(FrameSender):
     """One WebSocket connection, as the application sees it.
 
-    Made by ``ws_connect`` and ``ws_create_server``. Its methods belong to the event loop's thread and raise
+    Made by ``ws_connect``, ``ws_create_server`` and ``attach``. Its methods belong to the event loop's thread and raise
     RuntimeError elsewhere. Sending after CLOSE, or when the connection is gone, does nothing.
 
     Read-only attributes, besides the properties:
 
-    - ``request``, :class:`WSUpgradeRequest`, and ``response``, :class:`WSUpgradeResponse`: the opening handshake
+    - ``request``, :class:`WSUpgradeRequest`, and ``response``, :class:`WSUpgradeResponse`: the opening handshake; None
+      if ``attach`` was not given them
     - ``negotiated``: :class:`Negotiated`: the subprotocol and the extensions (RFC 6455 1.9)
     - ``close_handshake``: :class:`WSCloseHandshake`, or None until the first CLOSE frame
     - ``disconnect_cause``: :class:`WSDisconnectCause`, or None while connected; ``disconnect_exception``: what went
@@ -259,7 +260,8 @@ cdef class WSTransport(FrameSender):
         if self.url is not None:
             place = f"client {server_text(self.url)}"
         else:
-            place = f"server {peer_text(self.stream.get_extra_info('peername'))}"
+            side = "client" if self.is_client_side else "server"
+            place = f"{side} {peer_text(self.stream.get_extra_info('peername'))}"
         return f"<WSTransport {place} {_STATES[self.state_code].name.lower()} at {id(self):#x}>"
 
     # --- Flow control and the end, as asked for
@@ -368,6 +370,11 @@ cdef class WSTransport(FrameSender):
         """Server: await a request. The deadline is kept by the server, which is told how it went."""
         self.stream.start()
 
+    def _attached(self, listener, request, response):
+        """The opening handshake is somebody else's, and done. Tell the listener first, then begin to receive."""
+        self._upgraded(listener, request, response, False)
+        self.stream.start()
+
     def _handshake_timed_out(self):
         if self.state_code == CONNECTING:
             self._on_deadline()
@@ -391,7 +398,7 @@ cdef class WSTransport(FrameSender):
                 return size
             if self.is_client_side:
                 self._upgraded(
-                    self.listener_factory(handshake.request, message), handshake.request, message
+                    self.listener_factory(handshake.request, message), handshake.request, message, False
                 )
             else:
                 self._serve_request(message)
@@ -495,14 +502,14 @@ cdef class WSTransport(FrameSender):
             )
         if is_late and self.check_limits is not None:
             self.check_limits()     # others have come meanwhile
-        return self._upgraded(listener, request, self.handshake.accept(response))
+        return self._upgraded(listener, request, self.handshake.accept(response), True)
 
     cdef int _send_http(self, message) except -1:
         cdef bytes head = message if isinstance(message, bytes) else encode_response(message)
         self.stream.writev(<const uint8_t*> PyBytes_AS_STRING(head), len(head), NULL, 0)
         return 0
 
-    cdef int _upgraded(self, listener, request, response) except -1:
+    cdef int _upgraded(self, listener, request, response, bint sends_response) except -1:
         """The opening handshake succeeded: find out what the listener overrides, and tell it."""
         global _checked_class
         if not isinstance(listener, WSListener):
@@ -536,7 +543,7 @@ cdef class WSTransport(FrameSender):
         self.asks_pong = who_overrides(listener, "is_user_specific_pong", _BASE_IS_PONG) is not None
         self.trace = self.logger.isEnabledFor(PICOWS_DEBUG_LL)
         # Nothing above has told anybody yet, and so it can still be refused.
-        if not self.is_client_side:
+        if sends_response:
             self._send_http(response)
         self._disarm()
         self.ws_listener = listener
@@ -1330,9 +1337,10 @@ cdef int set_layer_state(WSTransport transport, Py_ssize_t slot, object state) e
 
 def new_transport(loop, ByteStream stream not None, options, handshake, listener_factory, logger,
                   bint is_client_side, bint is_secure, server=None, url=None, check_limits=None):
-    """Return the transport of a connected stream, whose bytes are an opening handshake.
+    """Return the transport of a connected stream, whose bytes are an opening handshake or follow one.
 
-    Internal: for ``client`` and ``server``, which go on with ``_connect()`` and ``_serve()``.
+    Internal: for ``client``, ``admission`` and ``attaching``, which go on with ``_connect()``, ``_serve()`` and
+    ``_attached()``.
     """
     cdef WSTransport transport = WSTransport.__new__(WSTransport, _maker)
     transport.thread_id = PyThread_get_thread_ident()

@@ -35,6 +35,7 @@ except ImportError:
 # What is run on picows_fast's own loop as well: where it matters who calls the streams, and when.
 ON_OUR_LOOP = {
     "adversity",
+    "test_attaching",
     "test_auto_ping",
     "test_backpressure",
     "test_callback_errors",

@@ -305,6 +305,11 @@ async def test_tls(examples: Examples, commands: Commands, authority: trustme.CA
     assert await stop(command) == []
 
 
+async def test_attach(examples: Examples) -> None:
+    lines = await examples.run("attach.py")
+    assert lines == ["received hello", "the server's side has ended"]
+
+
 async def test_unix_socket(examples: Examples) -> None:
     assert await examples.run("unix_socket.py") == ["received hello", "left in the folder: []"]
 

@@ -71,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "connections": {"states", "stats"},
     "serving": {"codec", "states", "handshake", "connections", "listening", "traffic"},
     "proxied": {"connections", "handshake", "proxy_protocol", "serving", "states"},
+    "attaching": {"core", *BASE, *HANDSHAKE, *NET},
     "client": {"core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     "admission": {"proxied", "proxy_protocol", "core", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},
     "server": {"admission", "core", "codec", *BASE, *HANDSHAKE, *NET, *CONNECTIONS},

@@ -122,12 +122,17 @@ cdef class ForeignStream(ByteStream):
         """Take over a transport that is connected already."""
         transport.set_protocol(self.protocol)
         self._connection_made(transport)
-        if not transport.is_reading():
-            transport.resume_reading()
+        # A transport whose last protocol was told of the peer's end does not tell it again, unless it is paused first.
+        if transport.is_reading():
+            transport.pause_reading()
+        transport.resume_reading()
 
     def push(self, bytes data):
         """Take bytes that the transport has given to a protocol before this one. To be called behind attach()."""
         self.receive_copy(data)
+
+    def is_taken(self):
+        return self.closing or self.handler is not self.early
 
     def give_up(self):
         """Abort a stream that nobody has yet. The transport may be gone without a connection_lost()."""
@@ -288,6 +293,9 @@ cdef class ForeignStream(ByteStream):
         cdef _Nobody early = self.early
         self.early = None
         if early is not None and (self.pending is not None or early.end):
+            # The peer's end, which uvloop may tell before the next turn, comes behind that; read_on() resumes.
+            if self.transport is not None and not self.lost and self.transport.is_reading():
+                self.transport.pause_reading()
             self.loop.call_soon(self._early_turn, early.end, early.error)
 
     def _early_turn(self, int end, error):

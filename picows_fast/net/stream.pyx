@@ -183,6 +183,15 @@ cdef class ByteStream(StreamHandler):
         """Begin to receive."""
         raise NotImplementedError
 
+    def push(self, bytes data):
+        """Take bytes that came elsewhere, once, before start(). They come first."""
+        if data:
+            self._save(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    def is_taken(self):
+        """Return True if the stream has somebody that it tells of its bytes, or is closed."""
+        return self.closing or self.handler is not _nobody
+
     cdef Py_ssize_t reserve(self, uint8_t **where) except -1:
         """Where the next bytes go, and how many may. received() must follow in the same call from the loop."""
         cdef Py_ssize_t held = self.pending_end - self.pending_start

@@ -441,7 +441,12 @@ cdef class TcpStream(ByteStream):
         self.peername = peername
 
     cpdef start(self):
-        self.start_reading()
+        if self.reading_paused and not self.closing:
+            return      # resume() starts
+        if self.pending is not None and not self.closing:
+            self.loop.call_soon(self._deliver_turn)
+        else:
+            self.start_reading()
 
     cdef int start_reading(self) except -1:
         if not self.reading and not self.closed and not self.end_seen:

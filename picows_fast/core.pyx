@@ -299,6 +299,8 @@ cdef class WSTransport(FrameSender):
             self.stream.pause()
             if self.auto_ping is not None and self.pause_owners:
                 self.auto_ping.paused(pf_monotonic())
+                if self.options.max_reading_pause is not None:
+                    self._arm_ping()
         return 0
 
     cdef int resume_for(self, PauseOwner owner) except -1:
@@ -558,6 +560,7 @@ cdef class WSTransport(FrameSender):
             self.auto_ping = AutoPing(
                 int(options.auto_ping_strategy), options.auto_ping_idle_timeout, options.auto_ping_reply_timeout,
                 self.last_received,
+                math.inf if options.max_reading_pause is None else options.max_reading_pause,
             )
             if self.pause_owners:
                 self.auto_ping.paused(self.last_received)
@@ -1072,7 +1075,10 @@ cdef class WSTransport(FrameSender):
             self._fail(WSDisconnectCause.PING_TIMEOUT, build_close_payload(WSCloseCode.GOING_AWAY, b"no pong"), None)
             if self.state_code == CLOSING:
                 self._arm(0)        # nobody waits for a dead peer's CLOSE
-            self.logger.info("%r: no pong within %s s", self, self.options.auto_ping_reply_timeout)
+            if self.pause_owners:
+                self.logger.info("%r: reading was paused for %s s", self, self.options.max_reading_pause)
+            else:
+                self.logger.info("%r: no pong within %s s", self, self.options.auto_ping_reply_timeout)
             return 0
         if action == PingAction.PING and self.pong_waiter is not None:
             self.auto_ping.put_off(now)     # a measurement's ping is under way

@@ -40,12 +40,14 @@ class AutoPing:
     :param idle_timeout: seconds of silence before a ping (PING_WHEN_IDLE), or between pings
     :param reply_timeout: seconds within which the answer must come; may exceed ``idle_timeout``
     :param now: when it begins, seconds
+    :param max_pause: seconds of one pause behind which the peer counts as dead
     """
 
     __slots__ = (
         "_asked_at",
         "_idle_timeout",
         "_is_in_doubt",
+        "_max_pause",
         "_measured_since",
         "_next_ping",
         "_paused_at",
@@ -56,11 +58,17 @@ class AutoPing:
     )
 
     def __init__(
-        self, strategy: int, idle_timeout: float, reply_timeout: float, now: float
+        self,
+        strategy: int,
+        idle_timeout: float,
+        reply_timeout: float,
+        now: float,
+        max_pause: float = math.inf,
     ) -> None:
         self._when_idle = strategy == _PING_WHEN_IDLE
         self._idle_timeout = idle_timeout
         self._reply_timeout = reply_timeout
+        self._max_pause = max_pause
         self._next_ping = now + idle_timeout
         # When a ping was sent that the peer has to react to, and by when it has to.
         self._asked_at = now
@@ -87,7 +95,8 @@ class AutoPing:
         """When ``on_timer`` is due, in seconds of the clock that is passed in; infinite if not
         before ``resumed``."""
         if self._paused_at is not None:
-            return math.inf if self._when_idle else self._next_ping
+            end = self._paused_at + self._max_pause
+            return end if self._when_idle else min(end, self._next_ping)
         if self._reply_deadline is None:
             return self._next_ping
         return min(self._next_ping, self._reply_deadline)
@@ -163,6 +172,8 @@ class AutoPing:
         """
         self._note_received(last_received)
         is_paused = self._paused_at is not None
+        if self._paused_at is not None and now >= self._paused_at + self._max_pause:
+            return PingAction.DEAD
         if self._reply_deadline is not None and not is_paused and now >= self._reply_deadline:
             return PingAction.DEAD
         if is_paused and self._when_idle:

@@ -398,6 +398,14 @@ class ConnectionOptions(_Settings):
         "auto_ping_idle_timeout.",
         unit="seconds",
     )
+    max_reading_pause: float | None = setting(
+        None,
+        _optional(_seconds),
+        "With auto-ping, how long reading may be paused without a break: nobody can see meanwhile "
+        "whether the peer is alive, so the connection then ends as without an answer. None: no "
+        "bound.",
+        unit="seconds",
+    )
     auto_ping_strategy: int = setting(
         PING_WHEN_IDLE,
         _strategy,

@@ -213,6 +213,22 @@ async def test_a_queue_that_is_full_does_not_kill(link, listeners):
         assert transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
 
 
+@strategies
+async def test_a_pause_has_a_bound(link, strategy):
+    """No break in it: a pause that ended in time does not count."""
+    options = pinging(idle=20, reply=20, strategy=strategy)
+    async with link(**options, max_reading_pause=0.2) as pair:
+        transport = pair.transport
+        for _ in range(4):
+            transport.pause_reading()
+            await asyncio.sleep(0.07)
+            transport.resume_reading()
+        assert transport.state == WSState.OPEN
+        transport.pause_reading()
+        await pair.listener.closed()
+        assert transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
+
+
 class PausesOften(Recorder):
     """Reads with a short pause behind each frame, as a bounded queue makes them."""
 

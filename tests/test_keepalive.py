@@ -532,3 +532,14 @@ async def test_unnumbered_measurement_does_not_take_the_answer_to_auto_ping():
             writers[0].write(server_frame(WSMsgType.TEXT, b"pong"))
             assert len(await asyncio.wait_for(measuring, 20)) == 1
         transport.disconnect(graceful=False)
+
+
+@pytest.mark.parametrize("strategy", [1, 2])
+def test_one_pause_is_bounded(strategy):
+    policy = AutoPing(strategy, 10, 10, 0.0, 50.0)
+    policy.paused(5.0)
+    policy.resumed(50.0, 50.0)
+    policy.paused(54.0)
+    assert policy.deadline <= 104.0
+    assert policy.on_timer(103.9, 50.0) != PingAction.DEAD
+    assert policy.on_timer(104.0, 50.0) == PingAction.DEAD

@@ -71,7 +71,7 @@ class WSDisconnectCause(NamedIntEnum):
     PROTOCOL_ERROR = 5
     """The peer violated RFC 6455; ``disconnect_exception`` says how."""
     PING_TIMEOUT = 6
-    """No answer came within ``auto_ping_reply_timeout``, or a pause exceeded ``max_reading_pause``."""
+    """No answer came in ``auto_ping_reply_timeout``, or a pause exceeded ``max_reading_pause``."""
     CLOSE_TIMEOUT = 7
     """We sent CLOSE, and no CLOSE came back within ``close_timeout``."""
     WRITE_BACKLOG = 8

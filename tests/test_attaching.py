@@ -194,7 +194,8 @@ async def test_auto_ping():
         assert transport.disconnect_cause == WSDisconnectCause.PING_TIMEOUT
 
 
-async def test_an_end_that_the_last_protocol_was_told():
+@pytest.mark.parametrize("payloads", [[], [b"last"]], ids=["nothing", "leftover"])
+async def test_an_end_that_the_last_protocol_was_told(payloads):
     """The peer's FIN came before, and the transport does not tell of it by itself again."""
 
     class HalfOpen(asyncio.Protocol):
@@ -211,11 +212,10 @@ async def test_an_end_that_the_last_protocol_was_told():
     far.shutdown(socket.SHUT_WR)
     await asyncio.wait_for(protocol.ended.wait(), 20)
     listener = Recorder()
-    transport = picows_fast.attach(
-        listener, connection, role="server", leftover=frame_for("server", TEXT, b"last")
-    )
+    leftover = b"".join(frame_for("server", TEXT, payload) for payload in payloads)
+    transport = picows_fast.attach(listener, connection, role="server", leftover=leftover)
     await listener.closed()
-    assert listener.frames == [(TEXT, b"last", True)]
+    assert [payload for _, payload, _ in listener.frames] == payloads
     assert transport.disconnect_cause == WSDisconnectCause.PEER_FIN
     far.close()
 

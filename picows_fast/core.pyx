@@ -516,7 +516,8 @@ cdef class WSTransport(FrameSender):
         global _checked_class
         if not isinstance(listener, WSListener):
             raise TypeError(
-                f"ws_listener_factory must be a plain function that returns a WSListener, got {discard_awaitable(listener)}"
+                "ws_listener_factory must be a plain function that returns a WSListener, "
+                f"got {discard_awaitable(listener)}"
             )
         if type(listener) is not _checked_class:
             check_listener_class(type(listener), WSListener)

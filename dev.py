@@ -33,25 +33,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("VENV", ROOT / ".venv"))
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-EXTENSIONS = (
-    "codec",
-    "upgrade_request",
-    "traffic",
-    "callbacks",
-    "sending",
-    "core",
-    "net.stream",
-    "net.poller",
-    "net.tcp",
-    "net.tls",
-    "net.direct_tls",
-    "net.foreign",
-    "protocol.messages",
-    "protocol.connection",
-    "layers.messages",
-    "layers.broadcast",
-    "layers.histogram",
-    "loop.selector",
+EXTENSIONS = sorted(
+    ".".join(path.relative_to(ROOT / "picows_fast").with_suffix("").parts)
+    for path in (ROOT / "picows_fast").rglob("*.pyx")
 )
 
 

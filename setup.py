@@ -9,6 +9,7 @@ PICOWS_FAST_TRACE=1 builds them with line tracing, for the coverage of Cython co
 
 import os
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -18,32 +19,18 @@ FUZZ = os.environ.get("PICOWS_FAST_FUZZ") == "1"
 COVERAGE = os.environ.get("PICOWS_FAST_COVERAGE") == "1"
 TRACE = os.environ.get("PICOWS_FAST_TRACE") == "1"
 
-modules = [
-    "codec",
-    "upgrade_request",
-    "traffic",
-    "callbacks",
-    "sending",
-    "core",
-    "net.stream",
-    "net.tls",
-    "net.foreign",
-    "protocol.messages",
-    "protocol.connection",
-    "layers.messages",
-    "layers.broadcast",
-    "layers.histogram",
-]
-# POSIX system calls; elsewhere the streams lie on asyncio's transports.
-if sys.platform != "win32":
-    modules += [
-        "net.poller",
-        "net.tcp",
-        "net.direct_tls",
-    ]
-# epoll and timerfd.
-if sys.platform == "linux":
-    modules.append("loop.selector")
+# POSIX system calls; elsewhere the streams lie on asyncio's transports. epoll and timerfd.
+ONLY_ON = {
+    "net.poller": sys.platform != "win32",
+    "net.tcp": sys.platform != "win32",
+    "net.tls_fd": sys.platform != "win32",
+    "loop.selector": sys.platform == "linux",
+}
+PACKAGE = Path(__file__).parent / "picows_fast"
+modules = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.pyx")
+)
+modules = [module for module in modules if ONLY_ON.get(module, True)]
 
 names = [f"picows_fast.{module}" for module in modules]
 if FUZZ or COVERAGE:

@@ -3,7 +3,7 @@
  * beside them. A shared library without Python; each function returns nanoseconds per call.
  */
 #define _GNU_SOURCE
-#include "wire/mask.h"
+#include "protocol/wire/mask.h"
 
 #include <stdlib.h>
 #include <time.h>

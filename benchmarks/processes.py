@@ -44,7 +44,8 @@ def compiled(source: Path, *options: str, libraries: tuple[str, ...] = ()) -> Pa
     if not compiler:
         raise UnavailableError("no C compiler")
     command = [compiler, "-O3", "-march=native", *options]
-    headers = [*source.parent.glob("*.h"), *(ROOT / "picows_fast" / "wire").glob("*.h")]
+    wire = ROOT / "picows_fast" / "protocol" / "wire"
+    headers = [*source.parent.glob("*.h"), *wire.glob("*.h")]
     made_of = [source, *sorted(headers)]
     content = b"".join(path.read_bytes() for path in made_of) + " ".join(command).encode()
     target = BUILT / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"

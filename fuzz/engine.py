@@ -12,10 +12,10 @@ import sys
 import atheris
 
 _PURE_MODULES = [
-    "picows_fast.handshake",
-    "picows_fast.http_messages",
-    "picows_fast.origins",
-    "picows_fast.url",
+    "picows_fast.protocol.upgrade",
+    "picows_fast.protocol.http.messages",
+    "picows_fast.protocol.origins",
+    "picows_fast.protocol.url",
 ]
 
 

@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
-from picows_fast.codec cimport FrameParser, WSFrame, new_frame
+from picows_fast.protocol.codec cimport FrameParser, WSFrame, new_frame
 from picows_fast.protocol.messages cimport MessageAssembler
 
 from picows_fast import WSPeerProtocolError

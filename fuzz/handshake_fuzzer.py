@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from picows_fast import WSHandshakeError, WSInvalidStatusError, WSInvalidURL, WSParsedURL, parse_url
-from picows_fast.handshake import ClientHandshake, ServerHandshake
-from picows_fast.http_messages import HandshakeLimits, WSUpgradeRequest, WSUpgradeResponse
+from picows_fast.protocol.http.messages import HandshakeLimits, WSUpgradeRequest, WSUpgradeResponse
+from picows_fast.protocol.upgrade import ClientHandshake, ServerHandshake
 
 from . import heads
 from .source import Source, pieces

@@ -27,14 +27,22 @@ from pathlib import Path
 from .__main__ import BUILD, ROOT, TARGETS, copy_sources
 
 COPY = BUILD / "lines"
-WIRE = ("picows_fast/wire/frame.h", "picows_fast/wire/mask.h", "picows_fast/wire/utf8.h")
+WIRE = (
+    "picows_fast/protocol/wire/frame.h",
+    "picows_fast/protocol/wire/mask.h",
+    "picows_fast/protocol/wire/utf8.h",
+)
 CYTHON = (
-    "picows_fast/codec.pyx", "picows_fast/layers/messages.pyx", "picows_fast/upgrade_request.pyx",
-)  # fmt: skip
+    "picows_fast/protocol/codec.pyx",
+    "picows_fast/layers/messages.pyx",
+    "picows_fast/protocol/http/quick.pyx",
+)
 PURE = (
-    "picows_fast/handshake.py", "picows_fast/http_messages.py", "picows_fast/url.py",
-    "picows_fast/origins.py",
-)  # fmt: skip
+    "picows_fast/protocol/upgrade.py",
+    "picows_fast/protocol/http/messages.py",
+    "picows_fast/protocol/url.py",
+    "picows_fast/protocol/origins.py",
+)
 
 _WIRE_FLAGS = (
     "-std=c99", "-O0", "-g", "--coverage", "-fkeep-static-functions", "-fkeep-inline-functions",

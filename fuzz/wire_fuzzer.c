@@ -1,5 +1,5 @@
 /*
- * Fuzzes picows_fast/wire: frame headers, masking, UTF-8. Each part is held against a naive
+ * Fuzzes picows_fast/protocol/wire: frame headers, masking, UTF-8. Each part is held against a naive
  * implementation in this file, written from the RFCs and sharing nothing with the headers.
  *
  * Every buffer that is handed over is a heap block of exactly its size, so that AddressSanitizer
@@ -14,9 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "wire/frame.h"
-#include "wire/mask.h"
-#include "wire/utf8.h"
+#include "protocol/wire/frame.h"
+#include "protocol/wire/mask.h"
+#include "protocol/wire/utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

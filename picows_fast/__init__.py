@@ -8,18 +8,7 @@ import sys as _sys
 
 from ._version import __version__
 from .attaching import attach
-from .client import connect, ws_connect
-from .codec import (
-    FrameParser,
-    WSCloseCode,
-    WSCloseHandshake,
-    WSCloseInfo,
-    WSFrame,
-    WSMsgType,
-    build_close_payload,
-    build_frame,
-)
-from .connections import ServerStats
+from .client.connect import connect, ws_connect
 from .core import WSAutoPingStrategy, WSListener, WSTransport
 from .exceptions import (
     WSConnectionClosedError,
@@ -36,21 +25,32 @@ from .exceptions import (
     WSViolation,
     is_transient,
 )
-from .handshake import ClientHandshake, Negotiated, ServerHandshake
-from .http_messages import (
+from .loop import new_event_loop, run
+from .options import ClientOptions, ServerOptions
+from .protocol.codec import (
+    FrameParser,
+    WSCloseCode,
+    WSCloseHandshake,
+    WSCloseInfo,
+    WSFrame,
+    WSMsgType,
+    build_close_payload,
+    build_frame,
+)
+from .protocol.http.messages import (
     HandshakeLimits,
     WSUpgradeRequest,
     WSUpgradeResponse,
     WSUpgradeResponseWithListener,
 )
-from .loop import new_event_loop, run
-from .options import ClientOptions, ServerOptions
-from .sending import PICOWS_DEBUG_LL
-from .server import serve, ws_create_server
-from .serving import Server
+from .protocol.upgrade import ClientHandshake, Negotiated, ServerHandshake
+from .protocol.url import WSParsedURL, parse_url
+from .server.create import serve, ws_create_server
+from .server.limits import ServerStats
+from .server.server import Server
 from .states import WSDisconnectCause, WSState
 from .stats import FrameCount, TrafficStats, TransportStats
-from .url import WSParsedURL, parse_url
+from .transport.sender import PICOWS_DEBUG_LL
 
 # A free-threaded interpreter has turned the GIL on for the modules above, unless told not to.
 if not getattr(_sys, "_is_gil_enabled", lambda: True)():

@@ -12,15 +12,15 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from .core import WSListener, WSTransport, new_transport
-from .handshake import Negotiated
-from .logs import resolve_logger
-from .net.foreign import ForeignStream
+from .net.loop_transport import ForeignStream
 from .net.open import end_connection, socket_stream, tune_socket, uses_loop_transport
 from .net.stream import ByteStream
 from .options import ClientOptions, ServerOptions
+from .protocol.upgrade import Negotiated
+from .transport.logs import resolve_logger
 
 if TYPE_CHECKING:
-    from .http_messages import WSUpgradeRequest, WSUpgradeResponse
+    from .protocol.http.messages import WSUpgradeRequest, WSUpgradeResponse
 
 __all__ = ["attach"]
 

@@ -3,9 +3,9 @@
 # A .pyx that cimports from here needs no include path and links against nothing. Methods that are `cpdef` can be
 # overridden and called at C speed; fields below "internal" may change in any release.
 
-from .callbacks cimport ListenerCall
-from .codec cimport FrameParser, WSCloseCode, WSCloseHandshake, WSCloseInfo, WSFrame, WSMsgType
-from .sending cimport FrameSender
+from .transport.dispatch cimport ListenerCall
+from .protocol.codec cimport FrameParser, WSCloseCode, WSCloseHandshake, WSCloseInfo, WSFrame, WSMsgType
+from .transport.sender cimport FrameSender
 
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject

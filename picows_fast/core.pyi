@@ -6,14 +6,14 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
-from .codec import WSCloseHandshake, WSFrame
-from .handshake import Negotiated
-from .http_messages import WSUpgradeRequest, WSUpgradeResponse
 from .net.stream import ByteStream
-from .sending import PICOWS_DEBUG_LL as PICOWS_DEBUG_LL
-from .sending import FrameSender
+from .protocol.codec import WSCloseHandshake, WSFrame
+from .protocol.http.messages import WSUpgradeRequest, WSUpgradeResponse
+from .protocol.upgrade import Negotiated
 from .states import WSDisconnectCause, WSState
 from .stats import TransportStats
+from .transport.sender import PICOWS_DEBUG_LL as PICOWS_DEBUG_LL
+from .transport.sender import FrameSender
 
 class WSAutoPingStrategy(IntEnum):
     PING_WHEN_IDLE = 1

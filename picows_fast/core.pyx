@@ -19,7 +19,7 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t
 
-from .callbacks cimport (
+from .transport.dispatch cimport (
     CALL_FUNCTION,
     CALL_NOTHING,
     CALL_PYTHON,
@@ -32,19 +32,19 @@ from .callbacks cimport (
     refusal_of,
     who_overrides,
 )
-from .codec cimport build_close_payload, close_info, frame_error, new_frame
+from .protocol.codec cimport build_close_payload, close_info, frame_error, new_frame
 from .net.stream cimport ByteStream, StreamEnd, StreamRequest
-from .sending cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
-from .traffic cimport OPCODES, SharedTraffic, count_frame, traffic_stats
-from .wire cimport PF_FRAME_OK, pf_mask
+from .transport.sender cimport CLOSED, CLOSING, CONNECTING, OPEN, SCRATCH_SIZE
+from .transport.counters cimport OPCODES, SharedTraffic, count_frame, traffic_stats
+from .protocol.wire cimport PF_FRAME_OK, pf_mask
 
-from .callables import async_method_error, check_listener_class, discard_awaitable, is_async
-from .describe import ending_text, error_text, opening_text, peer_text, server_text
+from .transport.callables import async_method_error, check_listener_class, discard_awaitable, is_async
+from .transport.describe import ending_text, error_text, opening_text, peer_text, server_text
 from .exceptions import WSConnectionClosedError, WSPeerProtocolError
-from .http_messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
-from .keepalive import AutoPing, PingAction, RoundTrips
+from .protocol.http.messages import WSUpgradeResponse, WSUpgradeResponseWithListener, encode_response
+from .protocol.keepalive import AutoPing, PingAction, RoundTrips
 from .net.overdue import Overdue
-from .sending import PICOWS_DEBUG_LL
+from .transport.sender import PICOWS_DEBUG_LL
 from .states import WSDisconnectCause, WSState
 from .stats import TransportStats
 

@@ -24,10 +24,10 @@ from dataclasses import Field, FrozenInstanceError, dataclass, field, fields
 from ssl import SSLContext, SSLSession
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from .http_messages import DEFAULT_LIMITS, IS_TOKEN, USER_AGENT, HandshakeLimits
-from .origins import OriginPolicy
-from .proxy_protocol import TrustedProxies
-from .subprotocols import checked_subprotocols
+from .protocol.http.messages import DEFAULT_LIMITS, IS_TOKEN, USER_AGENT, HandshakeLimits
+from .protocol.origins import OriginPolicy
+from .protocol.proxy_protocol import TrustedProxies
+from .protocol.subprotocols import checked_subprotocols
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform

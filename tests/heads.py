@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from picows_fast.handshake import ClientHandshake, ServerHandshake
+from picows_fast.protocol.upgrade import ClientHandshake, ServerHandshake
 
 
 def cuttings(data: bytes) -> Iterator[list[bytes]]:

@@ -13,9 +13,9 @@ import pytest
 
 import picows_fast
 from picows_fast import WSListener, WSUpgradeRequest
-from picows_fast.callables import is_async
 from picows_fast.layers.messages import WSMessageListener
 from picows_fast.layers.routing import Router
+from picows_fast.transport.callables import is_async
 
 from .support import Echo, Recorder, check_echo, serving
 

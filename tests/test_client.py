@@ -1109,7 +1109,7 @@ async def test_deadline(place, io_options, server_tls, client_tls, monkeypatch):
         await asyncio.sleep(TIMEOUT)
 
     if place == "name":
-        monkeypatch.setattr(picows_fast.connecting, "_resolve", slow)
+        monkeypatch.setattr(picows_fast.client.dial, "_resolve", slow)
     tls = server_tls if place == "tls accept" else None
     async with raw_server(answer, tls=tls, upgrade=False) as url:
         server = address(url)

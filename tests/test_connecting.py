@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import trustme
 
-from picows_fast.connecting import deadline, open_connection, parse_proxy_url
+from picows_fast.client.dial import deadline, open_connection, parse_proxy_url
 from picows_fast.exceptions import WSInvalidURL, WSProxyError
-from picows_fast.url import WSParsedURL, parse_url
+from picows_fast.protocol.url import WSParsedURL, parse_url
 
 from . import needs
 from .proxies import Proxy
@@ -110,8 +110,8 @@ async def test_tcp() -> None:
 # In a process of its own: the threads that a loop starts stay.
 _CONNECT = """
 import asyncio, os, socket, sys, uvloop
-from picows_fast.connecting import open_connection
-from picows_fast.url import parse_url
+from picows_fast.client.dial import open_connection
+from picows_fast.protocol.url import parse_url
 
 async def main():
     with socket.create_server(("127.0.0.1", 0)) as listening:

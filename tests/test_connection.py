@@ -27,9 +27,9 @@ from picows_fast import (
     WSViolation,
     build_frame,
 )
-from picows_fast.handshake import ClientHandshake, ServerHandshake
-from picows_fast.keepalive import AutoPing
 from picows_fast.protocol.connection import Connection
+from picows_fast.protocol.keepalive import AutoPing
+from picows_fast.protocol.upgrade import ClientHandshake, ServerHandshake
 
 TEXT, BINARY, CLOSE = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CLOSE
 PING, PONG, CONTINUATION = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CONTINUATION

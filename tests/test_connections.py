@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from picows_fast.connections import REFUSAL_REASONS, ConnectionTable, ServerStats, address_key
+from picows_fast.server.limits import REFUSAL_REASONS, ConnectionTable, ServerStats, address_key
 from picows_fast.states import WSDisconnectCause
 
 

@@ -16,8 +16,8 @@ import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType
 from picows_fast.net import direct_tls
 from picows_fast.net import open as net_open
-from picows_fast.net.direct_tls import DirectTlsStream
-from picows_fast.net.tls import TlsStream
+from picows_fast.net.tls_bio import TlsStream
+from picows_fast.net.tls_fd import DirectTlsStream
 
 from .support import Echo, Recorder, serving
 

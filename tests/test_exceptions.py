@@ -33,7 +33,7 @@ from picows_fast.exceptions import (
     WSViolation,
     is_transient,
 )
-from picows_fast.http_messages import WSUpgradeResponse
+from picows_fast.protocol.http.messages import WSUpgradeResponse
 from picows_fast.states import WSDisconnectCause
 
 FRAME_H = Path(exceptions.__file__).parent / "wire" / "frame.h"

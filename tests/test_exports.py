@@ -131,7 +131,8 @@ def test_public_name_is_in_the_stubs(name):
     """A module in Python is its own stub; `mypy --strict` checks that all of it is annotated."""
     home = homes()[name]
     suffix = "pyi" if home in EXTENSIONS else "py"
-    place = f"{home}/__init__" if (PACKAGE / home).is_dir() else home
+    place = home.replace(".", "/")
+    place = f"{place}/__init__" if (PACKAGE / place).is_dir() else place
     source = ast.parse((PACKAGE / f"{place}.{suffix}").read_text())
     assert name in stub_names(source.body)
     assert (PACKAGE / "py.typed").is_file()

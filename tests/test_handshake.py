@@ -20,14 +20,14 @@ from picows_fast.exceptions import (
     WSInvalidStatusError,
     WSInvalidUpgradeError,
 )
-from picows_fast.handshake import (
+from picows_fast.protocol.http.messages import USER_AGENT, HandshakeLimits, WSUpgradeResponse
+from picows_fast.protocol.upgrade import (
     ClientHandshake,
     Negotiated,
     ServerHandshake,
     parse_extensions,
 )
-from picows_fast.http_messages import USER_AGENT, HandshakeLimits, WSUpgradeResponse
-from picows_fast.url import parse_url
+from picows_fast.protocol.url import parse_url
 
 from .heads import cuttings, receive
 

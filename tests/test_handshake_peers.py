@@ -11,8 +11,8 @@ import wsproto
 import wsproto.events
 
 from picows_fast.exceptions import WSInvalidHeaderError, WSInvalidStatusError
-from picows_fast.handshake import ClientHandshake, ServerHandshake
-from picows_fast.url import parse_url
+from picows_fast.protocol.upgrade import ClientHandshake, ServerHandshake
+from picows_fast.protocol.url import parse_url
 
 URL = parse_url("ws://example.com/chat")
 TRAILING = b"\x81\x02hi"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from picows_fast.http_messages import (
+from picows_fast.protocol.http.messages import (
     BadHeadError,
     HandshakeLimits,
     RefusalReader,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import picows_fast
 from picows_fast import WSAutoPingStrategy, WSMsgType
-from picows_fast.keepalive import AutoPing, PingAction, RoundTrips
+from picows_fast.protocol.keepalive import AutoPing, PingAction, RoundTrips
 
 from .support import TextPings, raw_server, read_frame, server_frame
 

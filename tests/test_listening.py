@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from picows_fast import listening
-from picows_fast.listening import Acceptor, open_listening_sockets
-from picows_fast.serving import Server
+from picows_fast.net import listen as listening
+from picows_fast.net.listen import Acceptor, open_listening_sockets
+from picows_fast.server.server import Server
 
 from . import needs
 from .support import until

@@ -21,7 +21,7 @@ from picows_fast import (
     WSUpgradeRequest,
     WSUpgradeResponse,
 )
-from picows_fast.logs import SafeLogger, resolve_logger
+from picows_fast.transport.logs import SafeLogger, resolve_logger
 
 from .peers import connected
 from .support import Echo, Recorder, raw_client, serving

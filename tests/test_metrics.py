@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from picows_fast.connections import REFUSAL_REASONS, ConnectionTable
 from picows_fast.layers.metrics import (
     CONTENT_TYPE,
     Metric,
@@ -16,6 +15,7 @@ from picows_fast.layers.metrics import (
     render_metrics,
     server_metrics,
 )
+from picows_fast.server.limits import REFUSAL_REASONS, ConnectionTable
 from picows_fast.states import WSDisconnectCause
 from picows_fast.stats import TrafficStats
 

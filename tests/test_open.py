@@ -16,9 +16,11 @@ from unittest import mock
 import pytest
 
 import picows_fast
-from picows_fast import WSMsgType, admission, client
+from picows_fast import WSMsgType
+from picows_fast.client import connect as client
 from picows_fast.net import open as net_open
-from picows_fast.serving import Server
+from picows_fast.server import admission
+from picows_fast.server.server import Server
 
 from .peers import TIMEOUT, connect_socket, listening_socket
 from .support import Echo, Recorder, open_sockets

@@ -17,13 +17,13 @@ import pytest
 from multidict import CIMultiDict
 
 import picows_fast
-from picows_fast.http_messages import HandshakeLimits
 from picows_fast.options import (
     ClientOptions,
     ConnectionOptions,
     ServerOptions,
     handshake_limits,
 )
+from picows_fast.protocol.http.messages import HandshakeLimits
 from picows_fast.typed_settings import ClientSettings, ServerSettings
 
 CLASSES = [ConnectionOptions, ClientOptions, ServerOptions]

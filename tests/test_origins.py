@@ -8,7 +8,7 @@ import pytest
 
 from picows_fast import ServerHandshake, ServerOptions, WSUpgradeResponse
 from picows_fast.exceptions import WSInvalidHeaderError
-from picows_fast.origins import OriginPolicy
+from picows_fast.protocol.origins import OriginPolicy
 
 LISTED = ["https://example.com", "https://*.shop.example:8443", "http://[::1]:3000", "app://x"]
 

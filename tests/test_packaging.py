@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -98,19 +98,14 @@ def test_lists_of_modules_agree() -> None:
     modules = {
         name.removeprefix("picows_fast/").replace("/", ".") for name in extension_modules(ROOT)
     }
-    developer = ast.parse((ROOT / "dev.py").read_text(encoding="utf-8"))
-    (extensions,) = (
-        ast.literal_eval(node.value)
-        for node in developer.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTENSIONS"
-    )
-    assert set(extensions) == modules
-    setup_text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert set(re.findall(r'"((?:\w+\.)?\w+)",?$', setup_text, re.MULTILINE)) >= modules - {
-        "loop.selector"
+    developer = runpy.run_path(str(ROOT / "dev.py"), run_name="dev")
+    assert set(developer["EXTENSIONS"]) == modules
+    packages = PROJECT["tool"]
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "picows_fast").rglob("__init__.py")
     }
-    for module in modules:
-        assert (ROOT / "picows_fast" / f"{module.replace('.', '/')}.pyi").exists()
+    assert set(packages["setuptools"]["packages"]) == folders
 
 
 def test_every_command_has_a_target_and_is_documented() -> None:

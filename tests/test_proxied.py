@@ -19,8 +19,8 @@ import pytest
 
 import picows_fast
 from picows_fast import WSMsgType
-from picows_fast.proxy_protocol import ProxyHeaderReader
-from picows_fast.serving import Server
+from picows_fast.protocol.proxy_protocol import ProxyHeaderReader
+from picows_fast.server.server import Server
 
 from .peers import TIMEOUT, UPGRADE_REQUEST, Peer, connect_socket, drip
 from .support import Echo, Recorder, free_port, until
@@ -301,7 +301,7 @@ async def test_a_set_up_that_fails(io_options, monkeypatch, caplog):
         failing(Server, "attach"),
         failing(Server, "attach", when_done=True),
         failing(ProxyHeaderReader, "feed"),
-        failing(picows_fast.admission, "new_transport"),
+        failing(picows_fast.server.admission, "new_transport"),
     ]
     if not io_options["use_loop_transport"]:
         faults.append(failing(loop, "add_reader"))

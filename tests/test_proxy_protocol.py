@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picows_fast.proxy_protocol import (
+from picows_fast.protocol.proxy_protocol import (
     ProxyHeader,
     ProxyHeaderError,
     ProxyHeaderReader,

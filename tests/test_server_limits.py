@@ -24,7 +24,7 @@ from picows_fast import (
     ws_connect,
     ws_create_server,
 )
-from picows_fast.serving import Server
+from picows_fast.server.server import Server
 
 from . import needs
 from .peers import TIMEOUT, UPGRADE_REQUEST, Contexts, Peer, connect_socket

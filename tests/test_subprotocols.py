@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from picows_fast import ClientHandshake, ClientOptions, ServerHandshake, ServerOptions, parse_url
-from picows_fast.subprotocols import checked_subprotocols
+from picows_fast.protocol.subprotocols import checked_subprotocols
 
 TAKERS: dict[str, Callable[..., Any]] = {
     "module": lambda subprotocols: checked_subprotocols(subprotocols),

@@ -22,7 +22,7 @@ from picows_fast.layers.messages import WSMessageListener
 from picows_fast.net import direct_tls
 from picows_fast.net.stream import ByteStream
 from picows_fast.net.tcp import TcpStream
-from picows_fast.net.tls import TlsStream
+from picows_fast.net.tls_bio import TlsStream
 
 from . import needs
 from .proxies import Proxy

@@ -17,9 +17,9 @@ import pytest
 import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType, WSState
 from picows_fast.net import open as net_open
-from picows_fast.net.direct_tls import DirectTlsStream
 from picows_fast.net.tcp import TcpStream
-from picows_fast.net.tls import USED_BY_THE_STREAM, TlsStream
+from picows_fast.net.tls_bio import USED_BY_THE_STREAM, TlsStream
+from picows_fast.net.tls_fd import DirectTlsStream
 
 from .peers import TIMEOUT, UPGRADE_REQUEST, Contexts, connected
 from .support import Echo, Recorder, address, serving, until

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picows_fast.exceptions import WSHandshakeError
-from picows_fast.handshake import ServerHandshake
-from picows_fast.http_messages import HandshakeLimits
-from picows_fast.upgrade_request import read_upgrade
+from picows_fast.protocol.http.messages import HandshakeLimits
+from picows_fast.protocol.http.quick import read_upgrade
+from picows_fast.protocol.upgrade import ServerHandshake
 
 from .heads import receive
 

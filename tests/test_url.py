@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picows_fast.exceptions import WSInvalidURL
-from picows_fast.url import parse_url
+from picows_fast.protocol.url import parse_url
 
 
 @pytest.mark.parametrize(

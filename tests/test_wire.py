@@ -1,4 +1,4 @@
-"""The C headers of picows_fast/wire: built and run without Python, by every compiler at hand.
+"""The C headers of protocol/wire: built and run without Python, by every compiler at hand.
 
 What the headers must do is checked in tests/wire/test_wire.c; this module owns how that program is
 built: compilers, warnings, options, sanitizers, instruction sets, and C++.
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "picows_fast"
 PROGRAM = ROOT / "tests" / "wire" / "test_wire.c"
-HEADERS = sorted((PACKAGE / "wire").glob("*.h"))
+HEADERS = sorted((PACKAGE / "protocol" / "wire").glob("*.h"))
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -144,7 +144,7 @@ def test_each_header_alone(compiler: str, standard: str, header: Path, tmp_path:
     language = "c++" if standard.startswith("c++") else "c"
     source = tmp_path / "alone.c"
     source.write_text(
-        f'#include "wire/{header.name}"\n#include "wire/{header.name}"\n'
+        f'#include "protocol/wire/{header.name}"\n#include "protocol/wire/{header.name}"\n'
         "int one_symbol(void);\nint one_symbol(void) { return 1; }\n"
     )
     build(compiler, source, tmp_path / "alone.o", "-x", language, f"-std={standard}", "-O2", "-c")
@@ -154,7 +154,8 @@ def test_each_header_alone(compiler: str, standard: str, header: Path, tmp_path:
 def test_cpp(compiler: str, tmp_path: Path) -> None:
     source = tmp_path / "use.cpp"
     source.write_text(
-        '#include "wire/frame.h"\n#include "wire/mask.h"\n#include "wire/utf8.h"\n'
+        '#include "protocol/wire/frame.h"\n#include "protocol/wire/mask.h"\n'
+        '#include "protocol/wire/utf8.h"\n'
         "int main() {\n"
         "    uint8_t key[4] = {1, 2, 3, 4}, bytes[300] = {}, out[14];\n"
         "    pf_frame_header header;\n"
@@ -190,7 +191,7 @@ def test_what_a_header_may_use(header: Path) -> None:
 
 def test_pxd_declares_what_the_headers_define() -> None:
     """Nothing in wire.pxd is missing from the headers, and no error code from wire.pxd."""
-    declared = set(re.findall(r"\b(?:pf|PF)_\w+", (PACKAGE / "wire.pxd").read_text()))
+    declared = set(re.findall(r"\b(?:pf|PF)_\w+", (PACKAGE / "protocol" / "wire.pxd").read_text()))
     defined = {
         name for header in HEADERS for name in re.findall(r"\b(?:pf|PF)_\w+", header.read_text())
     }

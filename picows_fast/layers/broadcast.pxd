@@ -6,10 +6,10 @@
 # What is published goes into the outbox of each subscriber's transport. An outbox is written when the loop's turn is
 # over, into a stream whose backlog is empty; a client whose backlog is not is behind, and only then policies apply.
 
-from ..codec cimport WSMsgType
+from ..protocol.codec cimport WSMsgType
 from ..core cimport WSTransport
 from ..net.stream cimport ByteStream
-from ..sending cimport _Outbox
+from ..transport.sender cimport _Outbox
 
 from cpython.object cimport PyObject
 

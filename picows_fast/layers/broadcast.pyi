@@ -5,8 +5,8 @@ from typing import Any, Final, final
 
 from typing_extensions import Buffer
 
-from ..codec import WSMsgType
 from ..core import WSTransport
+from ..protocol.codec import WSMsgType
 
 DEFAULT_MAX_MESSAGES: Final[int]
 DEFAULT_MAX_BYTES: Final[int]

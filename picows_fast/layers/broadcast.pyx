@@ -18,11 +18,11 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from ..codec cimport build_close_payload, unmasked_frame
+from ..protocol.codec cimport build_close_payload, unmasked_frame
 from ..net.stream cimport ByteStream
-from ..sending cimport CLOSING, OPEN
+from ..transport.sender cimport CLOSING, OPEN
 
-from ..codec import WSCloseCode as CloseCode
+from ..protocol.codec import WSCloseCode as CloseCode
 from ..states import WSDisconnectCause
 
 cimport cython
@@ -30,7 +30,7 @@ cimport cython
 
 cdef extern from *:
     """
-    #include "msg_type_first.h"
+    #include "transport/msg_type_first.h"
     PF_MSG_TYPE_FIRST(publish)
     """
     void pf_explain_publish(object type)

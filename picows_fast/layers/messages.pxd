@@ -1,7 +1,7 @@
 # A listener of whole messages. How fragments are joined and checked is in protocol/messages.pxd.
 
-from ..callbacks cimport ListenerCall
-from ..codec cimport WSFrame, WSMsgType
+from ..transport.dispatch cimport ListenerCall
+from ..protocol.codec cimport WSFrame, WSMsgType
 from ..core cimport WSListener, WSTransport
 from ..protocol.messages cimport MessageAssembler
 

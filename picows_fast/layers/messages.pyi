@@ -1,7 +1,7 @@
 from typing_extensions import disjoint_base
 
-from ..codec import WSFrame, WSMsgType
 from ..core import WSListener, WSTransport
+from ..protocol.codec import WSFrame, WSMsgType
 from ..protocol.messages import MessageAssembler as MessageAssembler
 
 @disjoint_base

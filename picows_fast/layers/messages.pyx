@@ -8,7 +8,7 @@ anywhere. What a violation does to the connection is the transport's business.
 
 from cpython.object cimport PyObject
 
-from ..callbacks cimport CALL_NOTHING, CALL_PYTHON, how_to_call
+from ..transport.dispatch cimport CALL_NOTHING, CALL_PYTHON, how_to_call
 from ..core cimport layer_state, new_slot, set_layer_state
 from ..protocol.messages cimport DEFAULT_FRAGMENTS, DEFAULT_MESSAGE_SIZE, MessageAssembler, check_limits
 

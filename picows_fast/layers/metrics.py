@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ..connections import ServerStats
-from ..http_messages import WSUpgradeResponse
+from ..protocol.http.messages import WSUpgradeResponse
+from ..server.limits import ServerStats
 
 __all__ = ["CONTENT_TYPE", "Metric", "metrics_response", "render_metrics", "server_metrics"]
 

@@ -26,13 +26,13 @@ from http import HTTPStatus
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from ..callables import check_factory, discard_awaitable, is_coroutine_function
 from ..core import WSListener
-from ..http_messages import (
+from ..protocol.http.messages import (
     WSUpgradeRequest,
     WSUpgradeResponse,
     WSUpgradeResponseWithListener,
 )
+from ..transport.callables import check_factory, discard_awaitable, is_coroutine_function
 
 __all__ = ["Router"]
 

@@ -12,13 +12,13 @@ import ssl
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .foreign import ForeignStream
-from .tls import TlsStream
-from .tuning import tune_socket
+from .loop_transport import ForeignStream
+from .sockopts import tune_socket
+from .tls_bio import TlsStream
 
 if sys.platform != "win32":
-    from .direct_tls import DirectTlsStream
     from .tcp import TcpStream
+    from .tls_fd import DirectTlsStream
 
 if TYPE_CHECKING:
     from .stream import ByteStream

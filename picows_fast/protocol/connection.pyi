@@ -3,9 +3,9 @@ from typing import final
 
 from typing_extensions import Buffer
 
-from ..codec import WSCloseHandshake, WSFrame, WSMsgType
-from ..keepalive import AutoPing
 from ..states import WSDisconnectCause, WSState
+from .codec import WSCloseHandshake, WSFrame, WSMsgType
+from .keepalive import AutoPing
 
 @final
 class Connection:

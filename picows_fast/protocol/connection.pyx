@@ -6,7 +6,7 @@ Owns the state of one connection behind the opening handshake: frames and messag
 PINGs, auto-ping, and what a violation leads to. Does not own: sockets, the clock, the opening handshake, TLS.
 """
 
-from ..codec cimport (
+from .codec cimport (
     FrameParser,
     WSCloseCode,
     WSCloseHandshake,
@@ -15,12 +15,12 @@ from ..codec cimport (
     build_close_payload,
     close_info,
 )
-from ..wire cimport pf_mask
+from .wire cimport pf_mask
 from .messages cimport DEFAULT_FRAGMENTS, DEFAULT_MESSAGE_SIZE, MessageAssembler
 
-from ..codec import build_frame
+from .codec import build_frame
 from ..exceptions import WSPeerProtocolError
-from ..keepalive import PingAction
+from .keepalive import PingAction
 from ..states import WSDisconnectCause, WSState
 
 cimport cython

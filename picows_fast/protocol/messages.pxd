@@ -3,7 +3,7 @@
 # A message is a WSFrame with `fin`: the received one if it came in one frame, else one that owns the joined payload.
 # What the lifetime of a frame is holds for it, too: see codec.pxd.
 
-from ..codec cimport WSFrame
+from .codec cimport WSFrame
 
 from libc.stdint cimport uint8_t, uint32_t
 

@@ -2,7 +2,7 @@ from typing import final
 
 from typing_extensions import disjoint_base
 
-from ..codec import WSFrame
+from .codec import WSFrame
 
 @disjoint_base
 class JoinedPayload: ...

@@ -9,8 +9,8 @@ business, extensions are not known here.
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy
 
-from ..codec cimport WSMsgType, new_frame, utf8_error_offset
-from ..wire cimport (
+from .codec cimport WSMsgType, new_frame, utf8_error_offset
+from .wire cimport (
     PF_ERR_EXPECTED_CONTINUATION,
     PF_ERR_MESSAGE_TOO_BIG,
     PF_ERR_RSV_SET,

@@ -25,19 +25,19 @@ import pytest
 
 import picows_fast
 from picows_fast import WSListener, WSMsgType, WSState
-from picows_fast.codec import FrameParser, WSFrame
 from picows_fast.core import PICOWS_DEBUG_LL, WSTransport, new_transport
 from picows_fast.layers.messages import MessageAssembler, WSMessageListener
-from picows_fast.net.foreign import ForeignStream
+from picows_fast.net.loop_transport import ForeignStream
 from picows_fast.net.stream import ByteStream, ReadSpace, ReceiveBuffer, StreamHandler
-from picows_fast.net.tls import TlsStream
+from picows_fast.net.tls_bio import TlsStream
+from picows_fast.protocol.codec import FrameParser, WSFrame
 
 from ..peers import TIMEOUT, connected
 from ..support import Echo, Recorder, server_frame, serving
 
 if sys.platform != "win32":
-    from picows_fast.net.direct_tls import DirectTlsStream
     from picows_fast.net.tcp import TcpStream
+    from picows_fast.net.tls_fd import DirectTlsStream
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -80,13 +80,13 @@ def test_no_stream_and_no_transport_on_nothing():
 POKE = """
 import asyncio, faulthandler, itertools, socket
 faulthandler.enable()
-from picows_fast.codec import FrameParser, WSCloseHandshake, WSCloseInfo, WSFrame
+from picows_fast.protocol.codec import FrameParser, WSCloseHandshake, WSCloseInfo, WSFrame
 from picows_fast.core import WSListener
 from picows_fast.layers.messages import MessageAssembler, WSMessageListener
-from picows_fast.net.foreign import ForeignStream
+from picows_fast.net.loop_transport import ForeignStream
 from picows_fast.net.stream import ByteStream, ReadSpace, ReceiveBuffer, StreamHandler
 from picows_fast.net.tcp import TcpStream
-from picows_fast.sending import FrameSender
+from picows_fast.transport.sender import FrameSender
 
 loop = asyncio.new_event_loop()
 

@@ -23,7 +23,7 @@ from picows_fast import (
     WSListener,
     parse_url,
 )
-from picows_fast.handshake import ClientHandshake, ServerHandshake
+from picows_fast.protocol.upgrade import ClientHandshake, ServerHandshake
 
 from ..peers import TIMEOUT, connect_socket
 from ..support import Recorder, address, raw_server, serving

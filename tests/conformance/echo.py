@@ -26,9 +26,9 @@ from picows_fast import (
     ws_connect,
     ws_create_server,
 )
-from picows_fast.handshake import ClientHandshake, ServerHandshake
 from picows_fast.layers.messages import WSMessageListener
 from picows_fast.protocol.connection import Connection
+from picows_fast.protocol.upgrade import ClientHandshake, ServerHandshake
 
 # What cases 9.* send at most: 16 MiB, and 65,536 fragments with an empty one behind.
 MESSAGE_SIZE = 16 * 1024 * 1024

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 import picows_fast.net.open
-import picows_fast.server
+import picows_fast.server.admission
 
 
 def always(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
@@ -17,4 +17,4 @@ def always(loop: asyncio.AbstractEventLoop, wanted: bool | None) -> bool:
 
 
 picows_fast.net.open.uses_loop_transport = always
-picows_fast.server.uses_loop_transport = always
+picows_fast.server.create.uses_loop_transport = always

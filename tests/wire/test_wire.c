@@ -1,5 +1,5 @@
 /*
- * Tests of the headers in picows_fast/wire, without Python: built and run by tests/test_wire.py
+ * Tests of the headers in picows_fast/protocol/wire, without Python: built and run by tests/test_wire.py
  * with several compilers, options and CPUs. Bounds are proved by memory that cannot be read: inputs
  * and outputs end (or begin) at a guard page.
  *
@@ -8,9 +8,9 @@
  */
 #define _DEFAULT_SOURCE 1
 
-#include "wire/frame.h"
-#include "wire/mask.h"
-#include "wire/utf8.h"
+#include "protocol/wire/frame.h"
+#include "protocol/wire/mask.h"
+#include "protocol/wire/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .http_messages import IS_TOKEN
+from .http.messages import IS_TOKEN
 
 __all__ = ["checked_subprotocols"]
 

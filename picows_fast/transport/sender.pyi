@@ -2,8 +2,8 @@ from typing import Final
 
 from typing_extensions import Buffer, disjoint_base
 
-from .codec import WSCloseCode, WSMsgType
-from .net.stream import StreamHandler
+from ..net.stream import StreamHandler
+from ..protocol.codec import WSCloseCode, WSMsgType
 
 PICOWS_DEBUG_LL: Final = 9
 

@@ -1,6 +1,6 @@
 from typing import final
 
-from .stats import TrafficStats
+from ..stats import TrafficStats
 
 @final
 class SharedTraffic:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
-from .connections import PROXY_PROTOCOL
-from .handshake import HandshakeRefusedError
-from .proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyHeaderReader
-from .serving import Server
-from .states import WSDisconnectCause
+from ..protocol.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyHeaderReader
+from ..protocol.upgrade import HandshakeRefusedError
+from ..states import WSDisconnectCause
+from .limits import PROXY_PROTOCOL
+from .server import Server
 
 __all__ = ["ProxiedProtocol", "ProxiedSocket"]
 

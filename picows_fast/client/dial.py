@@ -30,10 +30,10 @@ from typing import Any, Final, cast
 
 import aiohappyeyeballs
 
-from .exceptions import WSError, WSInvalidURL, WSProxyError, is_transient
-from .http_messages import USER_AGENT
-from .net.overdue import Overdue
-from .url import WSParsedURL, parse_url, tls_server_name
+from ..exceptions import WSError, WSInvalidURL, WSProxyError, is_transient
+from ..net.overdue import Overdue
+from ..protocol.http.messages import USER_AGENT
+from ..protocol.url import WSParsedURL, parse_url, tls_server_name
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout_at

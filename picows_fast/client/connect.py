@@ -18,24 +18,24 @@ from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from .callables import check_factory
-from .connecting import Progress, add_place, deadline, open_connection
-from .core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
-from .describe import error_text, server_text
-from .exceptions import WSError, WSInvalidStatusError
-from .handshake import ClientHandshake
-from .logs import resolve_logger
-from .net.open import end_connection, open_stream, tune_socket
-from .options import ClientOptions, check_names, checked_options, handshake_limits
-from .states import WSDisconnectCause
-from .url import WSParsedURL, parse_url, tls_server_name
+from ..core import WSAutoPingStrategy, WSListener, WSTransport, new_transport
+from ..exceptions import WSError, WSInvalidStatusError
+from ..net.open import end_connection, open_stream, tune_socket
+from ..options import ClientOptions, check_names, checked_options, handshake_limits
+from ..protocol.upgrade import ClientHandshake
+from ..protocol.url import WSParsedURL, parse_url, tls_server_name
+from ..states import WSDisconnectCause
+from ..transport.callables import check_factory
+from ..transport.describe import error_text, server_text
+from ..transport.logs import resolve_logger
+from .dial import Progress, add_place, deadline, open_connection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .connecting import SocketFactory
-    from .http_messages import HeadersLike, WSUpgradeRequest, WSUpgradeResponse
-    from .typed_settings import ClientSettings
+    from ..protocol.http.messages import HeadersLike, WSUpgradeRequest, WSUpgradeResponse
+    from ..typed_settings import ClientSettings
+    from .dial import SocketFactory
 
 __all__ = ["ListenerFactory", "connect", "ws_connect"]
 

@@ -48,7 +48,7 @@ from .wire cimport (
     pf_write_frame_header,
 )
 
-from .exceptions import VIOLATIONS, WSPeerProtocolError
+from ..exceptions import VIOLATIONS, WSPeerProtocolError
 
 cimport cython
 

@@ -21,13 +21,13 @@ from typing import NoReturn, TypeAlias
 
 from multidict import CIMultiDict
 
-from .exceptions import (
+from ..exceptions import (
     WSHandshakeError,
     WSInvalidHeaderError,
     WSInvalidMessageError,
     WSInvalidUpgradeError,
 )
-from .http_messages import (
+from .http.messages import (
     BODILESS_STATUSES,
     DEFAULT_LIMITS,
     IS_TOKEN,
@@ -48,9 +48,9 @@ from .http_messages import (
     has_token,
     joined_values,
 )
+from .http.quick import read_upgrade
 from .origins import OriginPolicy
 from .subprotocols import checked_subprotocols
-from .upgrade_request import read_upgrade
 from .url import WSParsedURL
 
 __all__ = [

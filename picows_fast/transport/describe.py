@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import close_text
-from .states import WSDisconnectCause
+from ..exceptions import close_text
+from ..states import WSDisconnectCause
 
 if TYPE_CHECKING:
-    from .codec import WSCloseHandshake
-    from .url import WSParsedURL
+    from ..protocol.codec import WSCloseHandshake
+    from ..protocol.url import WSParsedURL
 
 # Of the text of an error, which may quote what the peer has sent.
 _MAX_ERROR_LENGTH = 300

@@ -5,9 +5,9 @@ from types import FunctionType, MethodType
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
-from .codec cimport WSCloseCode, build_close_payload
+from ..protocol.codec cimport WSCloseCode, build_close_payload
 
-from .exceptions import WSProtocolError
+from ..exceptions import WSProtocolError
 
 
 cdef object who_overrides(object listener, str name, object base):

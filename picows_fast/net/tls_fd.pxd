@@ -5,13 +5,13 @@ from libc.stdint cimport int64_t, uint8_t
 from .tcp cimport TcpStream
 
 
-cdef extern from "records.h":
+cdef extern from "openssl/records.h":
     ctypedef struct pf_records:
         uint8_t *data
         size_t filled
 
 
-cdef extern from "stamped_source.h":
+cdef extern from "openssl/stamped_source.h":
     ctypedef struct pf_stamps:
         int64_t software
         int64_t hardware

@@ -10,7 +10,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from .codec cimport (
+from ..protocol.codec cimport (
     MAX_HEADER_SIZE,
     WSCloseCode,
     build_close_payload,
@@ -18,11 +18,11 @@ from .codec cimport (
     new_mask_key,
     write_frame,
 )
-from .net.stream cimport new_receive_buffer
-from .traffic cimport count_frame
-from .wire cimport pf_mask, pf_write_frame_header
+from ..net.stream cimport new_receive_buffer
+from .counters cimport count_frame
+from ..protocol.wire cimport pf_mask, pf_write_frame_header
 
-from .codec import WSMsgType as MsgType
+from ..protocol.codec import WSMsgType as MsgType
 
 cimport cython
 
@@ -32,7 +32,7 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    #include "msg_type_first.h"
+    #include "transport/msg_type_first.h"
     PF_MSG_TYPE_FIRST(send)
     """
     void pf_explain_send(object type)

@@ -5,8 +5,8 @@
 #ifndef PF_NET_STAMPED_SOURCE_H
 #define PF_NET_STAMPED_SOURCE_H
 
-#include "openssl_lookup.h"
-#include "timestamps.h"
+#include "lookup.h"
+#include "../timestamps.h"
 
 typedef struct pf_source {
     int fd; /* -1: closed */

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
-cdef extern from "wire/frame.h" nogil:
+cdef extern from "protocol/wire/frame.h" nogil:
     enum:
         PF_MIN_FRAME_HEADER_SIZE
         PF_MAX_FRAME_HEADER_SIZE
@@ -55,12 +55,12 @@ cdef extern from "wire/frame.h" nogil:
     int pf_close_code_valid(unsigned code)
 
 
-cdef extern from "wire/mask.h" nogil:
+cdef extern from "protocol/wire/mask.h" nogil:
     void pf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key, size_t phase)
     const char *pf_mask_implementation()
 
 
-cdef extern from "wire/utf8.h" nogil:
+cdef extern from "protocol/wire/utf8.h" nogil:
     ctypedef uint32_t pf_utf8_state
 
     const pf_utf8_state PF_UTF8_ACCEPT

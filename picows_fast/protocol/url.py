@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from urllib.parse import quote, unquote_to_bytes, urljoin
 
-from .exceptions import WSInvalidURL
+from ..exceptions import WSInvalidURL
 
 __all__ = ["WSParsedURL", "parse_url", "tls_server_name"]
 

@@ -13,19 +13,19 @@ import ssl as ssl_module
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..core import WSAutoPingStrategy, WSListener
+from ..net.listen import LoopAcceptor, open_listening_sockets
+from ..net.open import tune_socket, uses_loop_transport
+from ..options import ServerOptions, check_names, checked_options
+from ..transport.callables import check_factory
+from ..transport.logs import resolve_logger
 from .admission import Admission, ServerListenerFactory
-from .callables import check_factory
-from .core import WSAutoPingStrategy, WSListener
-from .listening import LoopAcceptor, open_listening_sockets
-from .logs import resolve_logger
-from .net.open import tune_socket, uses_loop_transport
-from .options import ServerOptions, check_names, checked_options
-from .serving import Server
+from .server import Server
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .typed_settings import ServerSettings
+    from ..typed_settings import ServerSettings
 
 __all__ = ["ServerListenerFactory", "serve", "ws_create_server"]
 

@@ -18,12 +18,12 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-from .codec import WSCloseCode, build_close_payload
-from .connections import CLOSED, ERROR, ConnectionTable, ServerStats
-from .handshake import HandshakeRefusedError
-from .listening import LOGGER, Acceptor, LoopAcceptor, OnSocket
-from .states import WSDisconnectCause
-from .traffic import SharedTraffic
+from ..net.listen import LOGGER, Acceptor, LoopAcceptor, OnSocket
+from ..protocol.codec import WSCloseCode, build_close_payload
+from ..protocol.upgrade import HandshakeRefusedError
+from ..states import WSDisconnectCause
+from ..transport.counters import SharedTraffic
+from .limits import CLOSED, ERROR, ConnectionTable, ServerStats
 
 __all__ = ["Connection", "Server"]
 

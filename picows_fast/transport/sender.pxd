@@ -4,9 +4,9 @@
 # what waits for the peer; the counters of frames. Does not own: what is received, when a connection ends and why, any
 # timer.
 
-from .codec cimport WSMsgType
-from .net.stream cimport ByteStream, ReceiveBuffer, StreamHandler
-from .traffic cimport TrafficCounters
+from ..protocol.codec cimport WSMsgType
+from ..net.stream cimport ByteStream, ReceiveBuffer, StreamHandler
+from .counters cimport TrafficCounters
 
 from libc.stdint cimport uint8_t
 

@@ -16,30 +16,30 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from .connections import (
+from ..core import WSListener, new_transport
+from ..net.loop_transport import ForeignStream
+from ..net.open import socket_stream, with_tls
+from ..options import ServerOptions, handshake_limits
+from ..protocol.origins import OriginPolicy
+from ..protocol.proxy_protocol import ProxyHeader, TrustedProxies
+from ..protocol.upgrade import HandshakeRefusedError, ServerHandshake
+from .limits import (
     CLOSED,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_IP,
     MAX_PENDING_HANDSHAKES,
     address_key,
 )
-from .core import WSListener, new_transport
-from .handshake import HandshakeRefusedError, ServerHandshake
-from .net.foreign import ForeignStream
-from .net.open import socket_stream, with_tls
-from .options import ServerOptions, handshake_limits
-from .origins import OriginPolicy
 from .proxied import ProxiedProtocol, ProxiedSocket
-from .proxy_protocol import ProxyHeader, TrustedProxies
-from .serving import Server
+from .server import Server
 
 if TYPE_CHECKING:
-    from .http_messages import (
+    from ..net.stream import ByteStream
+    from ..protocol.http.messages import (
         WSUpgradeRequest,
         WSUpgradeResponse,
         WSUpgradeResponseWithListener,
     )
-    from .net.stream import ByteStream
 
 __all__ = ["Admission", "ServerListenerFactory"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Generic, TypeVar
 
-from .states import WSDisconnectCause
-from .stats import TrafficStats
+from ..states import WSDisconnectCause
+from ..stats import TrafficStats
 
 __all__ = ["REFUSAL_REASONS", "ConnectionTable", "ServerStats", "address_key"]
 

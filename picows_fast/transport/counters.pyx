@@ -2,7 +2,7 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """Counters of frames by type, in C: see ``traffic.pxd``."""
 
-from .stats import FrameCount, TrafficStats
+from ..stats import FrameCount, TrafficStats
 
 cimport cython
 

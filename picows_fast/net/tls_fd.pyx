@@ -30,10 +30,10 @@ cimport cython
 from .stream cimport StreamEnd
 from .tcp cimport TcpStream, system_end
 from .overdue import Overdue
-from .tls import TLS_INFO, TlsView
+from .tls_bio import TLS_INFO, TlsView
 
 
-cdef extern from "openssl_lookup.h":
+cdef extern from "openssl/lookup.h":
     ctypedef struct pf_openssl:
         int (*SSL_read)(void *ssl, void *data, int size)
         int (*SSL_write)(void *ssl, const void *data, int size)
@@ -63,7 +63,7 @@ cdef extern from "openssl_lookup.h":
     void pf_ssl_survive_eof(const pf_openssl *library, void *handle)
     bint pf_ssl_is_at_eof(const pf_openssl *library, const void *handle)
 
-cdef extern from "records.h":
+cdef extern from "openssl/records.h":
     enum:
         PF_RECORDS_SENT
 
@@ -84,7 +84,7 @@ cdef extern from *:
     enum:
         PF_FREE_THREADED
 
-cdef extern from "stamped_source.h":
+cdef extern from "openssl/stamped_source.h":
     void *pf_source_attach(const pf_openssl *library, void *handle, pf_source *source)
     void pf_source_detach(const pf_openssl *library, void *bio)
 

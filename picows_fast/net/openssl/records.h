@@ -8,7 +8,7 @@
 #ifndef PF_NET_RECORDS_H
 #define PF_NET_RECORDS_H
 
-#include "openssl_lookup.h"
+#include "lookup.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

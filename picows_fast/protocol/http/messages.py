@@ -23,8 +23,8 @@ from urllib.parse import parse_qsl
 import httptools
 from multidict import CIMultiDict, MultiDict
 
-from ._version import __version__
-from .exceptions import WSInvalidStatusError
+from ..._version import __version__
+from ...exceptions import WSInvalidStatusError
 
 __all__ = [
     "HandshakeLimits",

@@ -1,0 +1,1 @@
+"""Connecting: from a URL to an open connection."""

@@ -1,0 +1,1 @@
+"""Serving: from a listening socket to open connections, their limits and their end."""

@@ -1,0 +1,1 @@
+"""What ``core`` is made of: sending, calling the application, counting, logging."""

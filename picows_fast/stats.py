@@ -1,6 +1,7 @@
 """What is counted of a connection, as it is told: immutable, with units in the names.
 
-Owns the names. Counting is done in C: ``traffic`` has the counters of frames, ``core`` the rest.
+Owns the names. Counting is done in C: ``transport.counters`` has the counters of frames, ``core``
+the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""net/direct_tls: when it is used, when it steps aside, and that both ways of TLS do the same.
+"""net/tls_fd: when it is used, when it steps aside, and that both ways of TLS do the same.
 
 What TLS connections do in general is tested everywhere with this way; here are its conditions.
 """
@@ -14,8 +14,8 @@ import pytest
 
 import picows_fast
 from picows_fast import WSDisconnectCause, WSMsgType
-from picows_fast.net import direct_tls
 from picows_fast.net import open as net_open
+from picows_fast.net import tls_fd
 from picows_fast.net.tls_bio import TlsStream
 from picows_fast.net.tls_fd import DirectTlsStream
 
@@ -44,7 +44,7 @@ def has_shared_openssl():
 @pytest.mark.direct_tls
 @pytest.mark.skipif(not has_shared_openssl(), reason="OpenSSL is part of this Python's executable")
 def test_available_here():
-    assert direct_tls.AVAILABLE
+    assert tls_fd.AVAILABLE
 
 
 @pytest.mark.direct_tls
@@ -169,7 +169,7 @@ async def test_a_class_that_only_adds_something(server_tls, authority):
     ],
 )
 def test_which_library_is_openssl(version, is_it):
-    assert direct_tls.is_openssl(version) == is_it
+    assert tls_fd.is_openssl(version) == is_it
 
 
 async def test_a_stream_without_openssls_objects_cannot_be_made():

@@ -36,7 +36,7 @@ from picows_fast.exceptions import (
 from picows_fast.protocol.http.messages import WSUpgradeResponse
 from picows_fast.states import WSDisconnectCause
 
-FRAME_H = Path(exceptions.__file__).parent / "wire" / "frame.h"
+FRAME_H = Path(exceptions.__file__).parent / "protocol" / "wire" / "frame.h"
 
 EVERY_ERROR = [
     WSError("text"),

@@ -19,7 +19,7 @@ import pytest
 import picows_fast
 from picows_fast import FrameParser, WSListener, WSMsgType, build_frame
 from picows_fast.layers.messages import WSMessageListener
-from picows_fast.net import direct_tls
+from picows_fast.net import tls_fd
 from picows_fast.net.stream import ByteStream
 from picows_fast.net.tcp import TcpStream
 from picows_fast.net.tls_bio import TlsStream
@@ -65,9 +65,9 @@ def tls(request, server_tls, client_tls, monkeypatch):
     if request.param == "plain":
         return Tls(None, None, TcpStream)
     if request.param == "direct-tls":
-        if not direct_tls.AVAILABLE:
+        if not tls_fd.AVAILABLE:
             pytest.skip("the ssl module's OpenSSL is not found")
-        return Tls(server_tls, client_tls, direct_tls.DirectTlsStream)
+        return Tls(server_tls, client_tls, tls_fd.DirectTlsStream)
     without = type("Without", (), {"create": staticmethod(lambda *_, **__: None)})
     monkeypatch.setattr("picows_fast.net.open.DirectTlsStream", without)
     return Tls(server_tls, client_tls, TlsStream)

@@ -1,6 +1,6 @@
 """net/tls: code that runs in the midst of its calls, what it hands out, and how it ends.
 
-Where it concerns the streams of net/direct_tls as well, they go through the same tests.
+Where it concerns the streams of net/tls_fd as well, they go through the same tests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``connect``, ``ws_connect``: from a URL to an open connection, redirects included, in time.
 
 Owns the order of the steps and what is cleaned up when one fails or the caller is cancelled. Each
-step is somebody else's: ``connecting`` opens the socket, ``net`` the stream, ``core`` runs the
+step is somebody else's: ``dial`` opens the socket, ``net`` the stream, ``core`` runs the
 opening handshake.
 """
 

@@ -2,7 +2,7 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, auto_pickle=False
 """What every ByteStream has in common: receive buffers, the backlog, watermarks, the one end.
 
-The implementations (``tcp``, ``tls``, ``foreign``) say how bytes are got and given.
+The implementations (``tcp``, ``tls_fd``, ``tls_bio``, ``loop_transport``) say how bytes are got and given.
 """
 
 import socket

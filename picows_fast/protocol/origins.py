@@ -1,7 +1,7 @@
 """Which Origins a server lets in (RFC 6455 10.2): the syntax of what may be listed, and the match.
 
 Browsers send cookies with a WebSocket request whatever page made it, and tell the page by the
-Origin header (RFC 6454 7). Owns the comparison only: ``handshake`` answers with 403.
+Origin header (RFC 6454 7). Owns the comparison only: ``upgrade`` answers with 403.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which names a subprotocol may have, and in what form a program lists them (RFC 6455 4.1).
 
 Owns the check of such a list, for a client's offer and for what a server speaks. Which of the names
-a connection gets is ``handshake``'s.
+a connection gets is ``upgrade``'s.
 """
 
 from __future__ import annotations

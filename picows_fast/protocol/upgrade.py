@@ -3,7 +3,7 @@
 Owns what a request must ask and a response must answer for a connection to become a WebSocket:
 upgrade, key, version, subprotocol, extensions, and the status that refuses a bad request. Performs
 no I/O, keeps no time, and knows nothing of frames: who calls it moves the bytes and sets the
-deadline. HTTP itself is read and written by `http_messages`.
+deadline. HTTP itself is read and written by `http.messages`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From what was accepted to a connection that is served: the PROXY header, limits, the stream.
 
 Owns an accepted socket or transport until a stream does: whatever fails, it is ended, counted and
-logged. How one is accepted is ``listening``'s, what the limits count ``serving``'s, and what is
+logged. How one is accepted is ``net.listen``'s, what the limits count ``server``'s, and what is
 received ``core``'s.
 """
 

@@ -1,7 +1,7 @@
 """``serve`` and ``ws_create_server``: from arguments to a server that listens.
 
-Owns how the parts come together: ``listening`` binds and accepts, ``admission`` makes connections
-of what was accepted, ``serving`` has the server object, which counts and limits them.
+Owns how the parts come together: ``net.listen`` binds and accepts, ``admission`` makes connections
+of what was accepted, ``server`` has the server object, which counts and limits them.
 """
 
 from __future__ import annotations

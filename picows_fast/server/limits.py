@@ -1,7 +1,7 @@
 """The connections of one server: how many there are, from where, how they came and how they ended.
 
 Owns the counting and the limits that follow from it. Holds no socket, sends nothing, keeps no
-time: ``serving`` reports what happens here, and asks whether one more may come. Nothing is done
+time: ``server`` reports what happens here, and asks whether one more may come. Nothing is done
 per frame, and no question is answered by going over the connections.
 """
 

@@ -1,7 +1,7 @@
 """The server object that users hold.
 
 Owns a server's life: serving, the connections that are attached to it, and their end, at once or
-in order. Listening sockets are ``listening``'s, counting and limits ``connections``'; what happens
+in order. Listening sockets are ``net.listen``'s, counting and limits ``limits``'; what happens
 on a connection is the transport's, which reports here how its opening handshake went.
 """
 

@@ -13,7 +13,7 @@ import contextlib
 import pytest
 
 from picows_fast import WSMsgType, WSState
-from picows_fast.net import foreign
+from picows_fast.net import loop_transport
 
 from ..cython_build import load
 from ..support import until
@@ -68,7 +68,7 @@ def watched(failing, monkeypatch):
 
     for name in LOOP_METHODS + RELEASING:
         setattr(loop, name, arming(getattr(loop, name)))
-    make = foreign._Protocol.__init__
+    make = loop_transport._Protocol.__init__
 
     def make_armed(protocol, stream):
         make(protocol, stream)
@@ -76,7 +76,7 @@ def watched(failing, monkeypatch):
             setattr(protocol, name, failing.Armed(getattr(protocol, name)))
         protocol.connection_made = lambda transport: stream._connection_made(Transport(transport))
 
-    monkeypatch.setattr(foreign._Protocol, "__init__", make_armed)
+    monkeypatch.setattr(loop_transport._Protocol, "__init__", make_armed)
     yield
     for name in LOOP_METHODS + RELEASING:
         delattr(loop, name)

@@ -10,6 +10,6 @@ from __future__ import annotations
 import sys
 
 if sys.platform != "win32":
-    from picows_fast.net import direct_tls
+    from picows_fast.net import tls_fd
 
-    direct_tls.AVAILABLE = False
+    tls_fd.AVAILABLE = False

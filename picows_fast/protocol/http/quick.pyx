@@ -3,7 +3,7 @@
 """One pass over the head of an upgrade request as nearly all of them are (RFC 6455 4.1).
 
 Owns the quick way only: it takes a head in which nothing has to be thought about, and leaves every other one, right
-or wrong, to ``http_messages`` and ``handshake``. What it takes, these take, too, and make the same of it. It never
+or wrong, to ``http.messages`` and ``upgrade``. What it takes, these take, too, and make the same of it. It never
 says what is wrong with a request. Performs no I/O.
 """
 

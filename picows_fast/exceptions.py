@@ -633,7 +633,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, (TimeoutError, _loaded("asyncio", "TimeoutError"))):
         return True
     if isinstance(error, _loaded("socket", "gaierror")):
-        return error.errno in {_loaded("socket", name) for name in _TRANSIENT_NAME_ERRORS}
+        transient = {_loaded("socket", name) for name in _TRANSIENT_NAME_ERRORS}
+        return getattr(error, "errno", None) in transient
     if isinstance(error, OSError):
         return _is_transient_os_error(error)
     if not isinstance(error, BaseException):

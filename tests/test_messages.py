@@ -329,7 +329,8 @@ def test_memory_follows_what_has_come():
         for i in range(1, 120):
             assembler.add(more)
             held.add((tracemalloc.get_traced_memory()[0] - before) // KIB)
-            assert tracemalloc.get_traced_memory()[1] - before < 2 * (100 + i * 64 * KIB) + 2 * KIB
+            # What the test itself keeps counts, too.
+            assert tracemalloc.get_traced_memory()[1] - before < 2 * (100 + i * 64 * KIB) + 8 * KIB
         assert len(held) < 12  # it grows by doubling
         message = assembler.add(last)
         # Exactly what it has, and nothing left with the assembler.

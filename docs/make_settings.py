@@ -32,6 +32,8 @@ def default(field: Field[Any], value: object) -> str:
         return "`PING_WHEN_IDLE`"
     if field.name == "flags" and value:
         return "`socket.AI_PASSIVE`"
+    if field.name == "user_agent":
+        return "picows_fast/*version* Python/*version*"
     if value is None or not unit:
         return f"`{value!r}`"
     if unit == "bytes" and isinstance(value, int):

@@ -497,6 +497,9 @@ cdef class WSTransport(FrameSender):
             return 0
         if not isinstance(listener, WSListener):
             if not is_late and inspect.isawaitable(listener):
+                if self.stream.closing:     # the factory has ended the connection
+                    discard_awaitable(listener)
+                    return 0
                 return self._await_factory(listener)
             raise TypeError(
                 "ws_listener_factory must return a WSListener, a WSUpgradeResponse or None, "

@@ -91,7 +91,8 @@ def test_all_is_whole():
 
 def test_an_interpreter_without_the_gil_is_refused():
     code = "import sys; sys._is_gil_enabled = lambda: False; import picows_fast"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Isolated: nothing on PYTHONPATH imports the package before.
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert result.stderr.endswith(
         "ImportError: picows_fast needs the GIL: run Python without PYTHON_GIL=0 and -X gil=0\n"
     )
